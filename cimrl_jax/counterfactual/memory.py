@@ -1,0 +1,141 @@
+"""What slots look like, in running averages over training: what misled a reader (error-contrasted evidence), and what each conflict looks like.
+
+Both are method state: checkpointed, one per member of a sweep, and summed over devices because the batch is the global one. METHODS 1.3.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.struct
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from cimrl_jax.types import Slots, SlotSpec
+
+
+@flax.struct.dataclass
+class Misleading:
+    """Per predicted class, the evidence-weighted mean slot over errors and over right answers."""
+
+    errors: Float[Array, "c d"]
+    errors_weight: Float[Array, " c"]
+    rights: Float[Array, "c d"]
+    rights_weight: Float[Array, " c"]
+
+
+def init_misleading(spec: SlotSpec, num_classes: int) -> Misleading:
+    """Empty averages."""
+    zeros, none = jnp.zeros((num_classes, spec.width)), jnp.zeros((num_classes,))
+    return Misleading(errors=zeros, errors_weight=none, rights=zeros, rights_weight=none)
+
+
+def update_misleading(
+    memory: Misleading,
+    slots: Slots,
+    *,
+    evidence: Float[Array, "b n"],
+    predicted: Int[Array, " b"],
+    error: Float[Array, " b"],
+    weight: Float[Array, " b"],
+    decay: Float[Array, ""] | float,
+) -> Misleading:
+    """One step of the running averages; `error` is the soft error `1 - p_y`."""
+    num_classes = memory.errors_weight.shape[0]
+    share = evidence / jnp.maximum(jnp.sum(evidence, axis=-1, keepdims=True), 1e-8)
+    content = jnp.einsum("bn,bnd->bd", share, slots.values.astype(jnp.float32))  # [b, d]
+    member = (predicted[:, None] == jnp.arange(num_classes)) * weight[:, None]  # [b, c]
+
+    def fold(total: Array, count: Array, mass: Array) -> tuple[Array, Array]:
+        return decay * total + (1 - decay) * mass.T @ content, decay * count + (1 - decay) * jnp.sum(mass, axis=0)
+
+    errors, errors_weight = fold(memory.errors, memory.errors_weight, member * error[:, None])
+    rights, rights_weight = fold(memory.rights, memory.rights_weight, member * (1 - error)[:, None])
+    return Misleading(errors=errors, errors_weight=errors_weight, rights=rights, rights_weight=rights_weight)
+
+
+def resemblance(memory: Misleading, slots: Slots, predicted: Int[Array, " b"]) -> Float[Array, "b n"]:
+    """How far each slot resembles what misled to the predicted class, beyond what was right there: a cosine with the difference of the means, relu'd."""
+    difference = _mean(memory.errors, memory.errors_weight) - _mean(memory.rights, memory.rights_weight)  # [c, d]
+    direction = difference[predicted]  # [b, d]
+    values = slots.values.astype(jnp.float32)
+    size = jnp.linalg.norm(values, axis=-1) * jnp.linalg.norm(direction, axis=-1)[:, None]
+    cosine = jnp.einsum("bnd,bd->bn", values, direction) / jnp.maximum(size, 1e-8)
+    return jnp.where(slots.mask, jnp.maximum(cosine, 0.0), 0.0)
+
+
+@flax.struct.dataclass
+class Conflict:
+    """Statistics of elements (of an image: of pixels) by label y and by the class c that the reference reads."""
+
+    total: Float[Array, "c c e"]
+    weight: Float[Array, "c c"]
+    square: Float[Array, "e e"]
+    """The mean outer product of elements, over all labels and readings."""
+
+
+def init_conflict(spec: SlotSpec, num_classes: int) -> Conflict:
+    """Empty averages."""
+    e = spec.element
+    return Conflict(
+        total=jnp.zeros((num_classes, num_classes, e)), weight=jnp.zeros((num_classes, num_classes)), square=jnp.zeros((e, e))
+    )
+
+
+def update_conflict(
+    memory: Conflict,
+    slots: Slots,
+    *,
+    element: int,
+    label: Int[Array, " b"],
+    reading: Float[Array, "b c"],
+    weight: Float[Array, " b"],
+    decay: Float[Array, ""] | float,
+) -> Conflict:
+    """One step of the running averages; `reading` are the reference's probabilities, `element` the width of an element."""
+    b, n, width = slots.values.shape
+    elements = slots.values.astype(jnp.float32).reshape(b, n * width // element, element)
+    valid = jnp.repeat(slots.mask, width // element, axis=1).astype(jnp.float32)
+    valid = valid / jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1.0)  # every example weighs the same
+    mean = jnp.einsum("bk,bke->be", valid, elements)
+    square = jnp.einsum("bk,bke,bkf,b->ef", valid, elements, elements, weight)
+    own = (label[:, None] == jnp.arange(reading.shape[-1])) * weight[:, None]  # [b, c]
+    total = jnp.einsum("by,bc,be->yce", own, reading, mean)
+
+    def fold(old: Array, new: Array) -> Array:
+        return decay * old + (1 - decay) * new
+
+    return Conflict(total=fold(memory.total, total), weight=fold(memory.weight, own.T @ reading), square=fold(memory.square, square))
+
+
+class Mirror(NamedTuple):
+    """For each pair (from class r, to class c): `x' = x - 2 <x - middle, across> along` turns the cue of r into that of c."""
+
+    along: Float[Array, "c c e"]
+    across: Float[Array, "c c e"]
+    middle: Float[Array, "c c e"]
+
+
+def mirror(memory: Conflict) -> Mirror:
+    """The reflection between each pair of classes' shortcuts, in the metric of the elements' own spread.
+
+    `along` is half the difference of the two labels' (conflicting - agreeing) means: what the reading changes WITHIN a label (METHODS 1.3). The mirror
+    stands across it in the Mahalanobis metric of the covariance S within (label, reading): `across = S^-1 along / <along, S^-1 along>`. Reflections in
+    that metric keep S as it is: how elements vary for other reasons (ink against ground, light) is left alone, where a plain reflection would tint it.
+    """
+    mean = _mean(memory.total, memory.weight)  # [y, c, e]
+    agreeing = jnp.einsum("yye->ye", mean)
+    step = mean - agreeing[:, None]  # [y, c, e]: what changes when label y's examples are read as c
+    along = (step - jnp.swapaxes(step, 0, 1)) / 4  # [r, c, e]
+    middle = (mean + jnp.swapaxes(mean, 0, 1) + agreeing[:, None] + agreeing[None, :]) / 4
+    between = jnp.einsum("yc,yce,ycf->ef", memory.weight, mean, mean)
+    within = (memory.square - between) / jnp.maximum(jnp.sum(memory.weight), 1e-8)
+    e = within.shape[0]
+    within = within + (1e-3 * jnp.trace(within) / e + 1e-6) * jnp.eye(e)
+    across = jnp.linalg.solve(within, along.reshape(-1, e).T).T.reshape(along.shape)
+    across = across / jnp.maximum(jnp.sum(across * along, axis=-1, keepdims=True), 1e-8)
+    return Mirror(along, across, middle)
+
+
+def _mean(total: Array, weight: Array) -> Array:
+    return total / jnp.maximum(weight, 1e-8)[..., None]

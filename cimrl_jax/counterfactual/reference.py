@@ -1,0 +1,42 @@
+"""A deliberately shallow reader of each modality, which falls for shortcuts on purpose and so tells where they are.
+
+Per slot a two-layer network, averaged over slots: it cannot combine slots, so it learns what can be read off any one of them. Trained with
+generalised cross entropy (Nam et al. 2020) it follows what is easy and leaves the examples that contradict it unfitted: those whose label it
+misreads are the ones on which the shortcut conflicts with the label. METHODS 1.3.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from cimrl_jax.types import Params, Slots, SlotSpec
+
+
+def init(key: Key[Array, ""], spec: SlotSpec, *, num_classes: int, hidden: int) -> Params:
+    """Parameters of one modality's reader."""
+    first, second = jax.random.split(key)
+    return {
+        "inner": jax.random.normal(first, (spec.width, hidden)) * (2.0 / spec.width) ** 0.5,
+        "inner_bias": jnp.zeros((hidden,)),
+        "outer": jax.random.normal(second, (hidden, num_classes)) * (1.0 / hidden) ** 0.5,
+        "outer_bias": jnp.zeros((num_classes,)),
+    }
+
+
+def read(params: Params, slots: Slots) -> tuple[Float[Array, "b c"], Float[Array, "b n c"]]:
+    """The reader's logits, and each slot's contribution to them (they are its mean over valid slots)."""
+    hidden = jax.nn.relu(slots.values.astype(jnp.float32) @ params["inner"] + params["inner_bias"])
+    per_slot = hidden @ params["outer"] + params["outer_bias"]  # [b, n, c]
+    valid = slots.mask[..., None]
+    total = jnp.sum(jnp.where(valid, per_slot, 0.0), axis=-2)
+    return total / jnp.maximum(jnp.sum(valid, axis=-2), 1), per_slot
+
+
+def evidence(per_slot: Float[Array, "b n c"], mask: Bool[Array, "b n"], target: Int[Array, " b"]) -> Float[Array, "b n"]:
+    """How far each slot alone speaks for class `target`: its logit minus the mean of the others, relu'd, 0 on invalid slots."""
+    c = per_slot.shape[-1]
+    own = jnp.take_along_axis(per_slot, target[:, None, None], axis=-1)[..., 0]
+    rest = (jnp.sum(per_slot, axis=-1) - own) / max(c - 1, 1)
+    return jnp.where(mask, jax.nn.relu(own - rest), 0.0)

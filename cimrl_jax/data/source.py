@@ -1,0 +1,120 @@
+"""What a data set hands over: sources of examples, one a split, and the record that names them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from cimrl_jax.errors import UserError
+from cimrl_jax.types import Feature
+
+Records = dict[str, dict[str, np.ndarray]]
+"""{"inputs": {m: [b, *feature shape]}, "present": {m: [b] bool}}."""
+Regions = Mapping[str, Mapping[str, Bool[np.ndarray, "n ..."]]]
+"""{"cause" and "shortcut": {m: [n, *raw shape] bool}}: image `[n, h, w]`, text `[n, length]`, spectrogram
+`[n, time, mel]`, table `[n, columns]`, slots `[n, slots]`."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """The examples of one split, by row. Labels are always in memory; the inputs are loaded on demand unless `arrays` has them."""
+
+    @property
+    def label(self) -> Int[np.ndarray, " n"]:
+        """Class of each example, int32."""
+        ...
+
+    @property
+    def group(self) -> Int[np.ndarray, " n"]:
+        """Group id of each example (an index into `Dataset.group_names`), int32, -1 where unknown."""
+        ...
+
+    @property
+    def arrays(self) -> Records | None:
+        """What `load` would give for all rows if it lies in memory; None otherwise."""
+        ...
+
+    @property
+    def regions(self) -> Regions | None:
+        """Where cause and shortcut truly are, if planted or annotated."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def load(self, rows: Int[np.ndarray, " b"]) -> Records:
+        """The inputs of these rows, each `[b, *feature shape]` with the feature's dtype, and which of them are present."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """A source whose inputs are arrays in memory. `present` may be left out: then every modality of every example is there."""
+
+    inputs: Mapping[str, np.ndarray]
+    label: Int[np.ndarray, " n"]
+    group: Int[np.ndarray, " n"]
+    present: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    """Per modality [n] bool."""
+    regions: Regions | None = None
+
+    def __post_init__(self) -> None:
+        everywhere = np.ones(len(self.label), bool)
+        object.__setattr__(self, "present", {name: self.present.get(name, everywhere) for name in self.inputs})
+        columns = {"group": self.group, **self.inputs, **{f"present of {name}": value for name, value in self.present.items()}}
+        for name, value in columns.items():
+            if len(value) != len(self.label):
+                raise UserError(f"a source has {len(self.label)} labels but {len(value)} rows of {name}; each row needs one of both")
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def arrays(self) -> Records:
+        return {"inputs": dict(self.inputs), "present": dict(self.present)}
+
+    def load(self, rows: Int[np.ndarray, " b"]) -> Records:
+        return {part: {name: value[rows] for name, value in columns.items()} for part, columns in self.arrays.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set, ready to be read.
+
+    `splits` has at least "train", "validation" and "test"; with a controlled shortcut also "test_balanced" (the attribute says nothing about the
+    label), "test_flipped" (the correlation reversed) and "train_randomised" (the training examples without the correlation: the ceiling's split).
+    """
+
+    name: str
+    features: Mapping[str, Feature]
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...]
+    """The index is the group id."""
+    splits: Mapping[str, Source]
+    notes: str = ""
+    """Source and licence, in one line."""
+    synonyms: tuple[tuple[str, ...], ...] = ()
+    """Groups of interchangeable words, for perturbed views of texts."""
+
+    def split(self, name: str) -> Source:
+        """The split of that name.
+
+        Raises:
+          UserError: the data set has none.
+        """
+        if name not in self.splits:
+            raise UserError(f"data set {self.name!r} has no split {name!r}; it has {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+def class_counts(source: Source, num_classes: int) -> tuple[int, ...]:
+    """Examples of each class."""
+    return tuple(np.bincount(source.label, minlength=num_classes).tolist())
+
+
+def group_counts(source: Source, num_groups: int) -> tuple[int, ...]:
+    """Examples of each group; those of unknown group (-1) are not counted."""
+    return tuple(np.bincount(source.group[source.group >= 0], minlength=num_groups).tolist())

@@ -1,0 +1,93 @@
+"""What training and inference cost: XLA's own count of a compiled function, rates, and latencies taken side by side."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def cost(compiled: Any) -> dict[str, float | None]:
+    """{"flops", "peak_bytes"} of one call of `jax.jit(f).lower(...).compile()`; None where the backend does not say.
+
+    XLA counts the body of a `lax.scan` once: cost a single step, not a chunk of steps. `peak_bytes` is what the backend reports, and where it
+    reports none arguments + outputs + temporaries - what outputs share with arguments (per device).
+    """
+    return {"flops": _flops(compiled), "peak_bytes": _peak_bytes(compiled)}
+
+
+def _asked(question: Callable[[], Any]) -> Any:
+    # Backends answer "not available" with different exceptions, and old ones with a list of one.
+    try:
+        answer = question()
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return None
+    return (answer[0] if answer else None) if isinstance(answer, list | tuple) else answer
+
+
+def _flops(compiled: Any) -> float | None:
+    answer = _asked(lambda: compiled.cost_analysis())
+    flops = answer.get("flops") if isinstance(answer, Mapping) else getattr(answer, "flops", None)
+    return float(flops) if flops is not None and flops > 0 else None
+
+
+def _peak_bytes(compiled: Any) -> float | None:
+    answer = _asked(lambda: compiled.memory_analysis())
+
+    def read(name: str) -> float | None:
+        value = answer.get(name) if isinstance(answer, Mapping) else getattr(answer, name, None)
+        return None if value is None else float(value)
+
+    if (peak := read("peak_memory_in_bytes")) is not None and peak > 0:
+        return peak
+    parts = [read(f"{part}_size_in_bytes") for part in ("argument", "output", "temp")]
+    if answer is None or all(part is None for part in parts):
+        return None
+    return sum(part or 0.0 for part in parts) - (read("alias_size_in_bytes") or 0.0)
+
+
+def examples_per_second(examples: int, seconds: float) -> float | None:
+    """Throughput; None for no time at all."""
+    return examples / seconds if seconds > 0 else None
+
+
+def mfu(flops: float | None, seconds: float, matrix_rate: float | None) -> float | None:
+    """Model FLOP utilisation, a share: FLOP/s over those of a big matrix product on the same device (`matrix_rate`). None if either is unknown."""
+    return flops / seconds / matrix_rate if flops and matrix_rate and seconds > 0 else None
+
+
+def matrix_rate(*, size: int = 2048, dtype: str = "float32", repeats: int = 5) -> float:
+    """FLOP/s of a `size` x `size` matrix product on the default device, measured now: the best of `repeats`."""
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(jnp.matmul).lower(a, a).compile()
+    return 2.0 * size**3 / min(_seconds(lambda: product(a, a), repeats=repeats, warmup=1))
+
+
+def relative(cost: Mapping[str, float | None], base: Mapping[str, float | None]) -> dict[str, float | None]:
+    """How many times the base's cost, for every key that both have; None where either is unknown or the base's is 0."""
+    pairs = {name: (cost[name], base[name]) for name in cost if name in base}
+    return {name: value / other if value is not None and other else None for name, (value, other) in pairs.items()}
+
+
+def latency(calls: Mapping[str, Callable[[], Any]], *, repeats: int = 20, warmup: int = 2) -> dict[str, float]:
+    """Median seconds of each call, waited for on the device. The calls take turns, so that whatever else slows the machine slows them alike."""
+    for call in calls.values():
+        _seconds(call, repeats=warmup, warmup=0)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            times[name].extend(_seconds(call, repeats=1, warmup=0))
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def _seconds(call: Callable[[], Any], *, repeats: int, warmup: int) -> list[float]:
+    taken = []
+    for _ in range(warmup + repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        taken.append(time.perf_counter() - start)
+    return taken[warmup:]

@@ -1,0 +1,86 @@
+"""Predictions of all members of a sweep over a whole split, by one jitted function whose shapes never change."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float
+
+from cimrl_jax.data.pipeline import evaluation_rows
+from cimrl_jax.data.source import Source
+from cimrl_jax.types import Model, Params
+
+IN_FLIGHT = 2
+"""Batches that the device may have waiting."""
+AHEAD = os.cpu_count() or 1
+"""Batches that the host loads at a time, a thread each (more threads than cores are slower)."""
+Predict = Callable[[Params, Source], Float[np.ndarray, "s n c"]]
+
+
+def make_predict(model: Model, *, batch_size: int = 500, sharding: NamedSharding | None = None, resident: bool = True) -> Predict:
+    """Returns `predict(params, source) -> logits [s, n, c]` (float32, on the host). The model is traced once for all calls and splits.
+
+    Every leaf of `params` has a leading axis of members, over which the model is vmapped. The last batch is filled up with repeated rows that are
+    cut off again. Where `source.arrays` is there and `resident` is true, the split is put on the device at its first use and stays there as long as
+    the returned function lives; otherwise batches are loaded while the device computes. `sharding` spreads the examples of a batch over a mesh,
+    e.g. `P("data")`; the batch size is then rounded up to a multiple of the devices that they are spread over. In a run of several processes each
+    calls with the same source and gets all logits.
+    """
+    replicated = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
+    if sharding is not None:
+        shards = sharding.mesh.size // sharding.shard_shape((sharding.mesh.size,))[0]
+        batch_size = -(-batch_size // shards) * shards
+
+    def logits_of(params: Params, records: Any) -> jax.Array:
+        codes = model.encode(params, model.embed(params, records["inputs"], records["present"]))
+        return model.decide(params, codes).logits.astype(jnp.float32)
+
+    forward = jax.jit(jax.vmap(logits_of, in_axes=(0, None)), out_shardings=replicated)
+    gather = jax.jit(lambda arrays, rows: jax.tree.map(lambda column: column[rows], arrays), out_shardings=sharding)
+    held: dict[int, tuple[Source, Any]] = {}
+
+    def batches(source: Source) -> Iterator[Any]:
+        arrays = source.arrays if resident else None
+        if arrays is not None and id(source) not in held:
+            held[id(source)] = source, jax.device_put(arrays, replicated)  # the source is kept, so that its id stays its own
+        rows, _ = evaluation_rows(len(source), batch_size)
+        if arrays is not None:
+            for row in rows:
+                yield gather(held[id(source)][1], jax.device_put(row.astype(np.int32), sharding))
+            return
+        with concurrent.futures.ThreadPoolExecutor(AHEAD) as pool:
+            loading = collections.deque(pool.submit(source.load, row) for row in rows[:AHEAD])
+            for number in range(len(rows)):
+                records = loading.popleft().result()
+                if number + AHEAD < len(rows):
+                    loading.append(pool.submit(source.load, rows[number + AHEAD]))
+                yield jax.device_put(records, sharding)
+
+    def run(params: Params, source: Source) -> Float[np.ndarray, "s n c"]:
+        waiting: collections.deque[jax.Array] = collections.deque()
+        done: list[np.ndarray] = []
+        for records in batches(source):
+            waiting.append(forward(params, records))
+            if len(waiting) > IN_FLIGHT:
+                done.append(jax.device_get(waiting.popleft()))
+        done.extend(jax.device_get(logits) for logits in waiting)
+        if not done:
+            raise ValueError("the source has no rows to predict")
+        return np.concatenate(done, axis=1)[:, : len(source)]
+
+    return run
+
+
+def predict(
+    model: Model, params: Params, source: Source, *, batch_size: int = 500, sharding: NamedSharding | None = None, resident: bool = True
+) -> Float[np.ndarray, "s n c"]:
+    """`make_predict` for one use: see there. Call that where the same model is to predict again, or it is traced again."""
+    return make_predict(model, batch_size=batch_size, sharding=sharding, resident=resident)(params, source)

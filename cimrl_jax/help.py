@@ -1,0 +1,215 @@
+"""The text of `--help`: every key of the config with its type, default and docstring, read from the sources without importing them.
+
+Importing a method or an encoder would import JAX; parsing the files takes a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import pathlib
+import textwrap
+from collections.abc import Iterator
+
+from cimrl_jax.errors import UserError, nearest
+from cimrl_jax.options import Range, modules
+
+WIDTH = 100
+ROOT = pathlib.Path(__file__).parent
+USAGE = """\
+usage: python -m cimrl_jax.main [train|evaluate|report] --config FILE [--KEY VALUE ...]
+
+Without a command: all three, one after another. A run that was stopped goes on where it was.
+  train     trains every method with every seed, and saves checkpoints and metrics to the workdir
+  evaluate  measures the trained models on all splits
+  report    writes tables, figures and the page report.html
+
+  --config FILE        a .py file that defines `config`, or a .yaml file; may be left out where
+                       --workdir is the folder of an earlier run
+  --methods erm,cimrl  methods to train and compare
+  --seeds 5            seeds 0 to 4; --seeds 0,3,7: those three; --seeds 3, (mind the comma): only 3
+  --workdir DIR        folder of everything that the run writes
+  --KEY VALUE          any key below, such as --train.steps 100; --KEY=VALUE works too, - and _ are
+                       the same, a true-or-false key alone means true, lists are written a,b,c
+  --help [NAME]        this text, or one part of it: data, views, model, train, evaluate, report,
+                       method, or the name of a data set, an encoder or a method
+  --version            the version
+"""
+PLACES = {
+    "data.views": "data.views.<option>",
+    "data.options": "data.<option>",
+    "model.modalities": "model.<modality>.<option>",
+    "method": "method.<name>.<option>",
+}
+"""How the fields of the config that are open sections are written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """One part of the help; `--help NAME` shows it for each of its `names`."""
+
+    names: tuple[str, ...]
+    title: str
+    body: str
+
+
+def render(name: str | None = None, *, root: pathlib.Path = ROOT) -> str:
+    """The whole help, or the sections that go by `name`; plain text, at most 100 columns.
+
+    Raises:
+      UserError: no section goes by that name.
+    """
+    found = list(sections(root))
+    if name is not None:
+        wanted = name.replace("-", "_")
+        chosen = [section for section in found if wanted in section.names]
+        if not chosen:
+            raise UserError(f"--help: no section {name!r}; {nearest(wanted, {known for section in found for known in section.names})}")
+    else:
+        chosen = found
+    text = "\n\n".join(f"{section.title}\n{'-' * len(section.title)}\n{section.body}" for section in chosen)
+    return text if name is not None else f"{USAGE}\n{text}"
+
+
+def sections(root: pathlib.Path = ROOT) -> Iterator[Section]:
+    """The sections in the order of the help: the config's own, then data sets, encoders and methods."""
+    config = _File(root / "config.py", root)
+    yield Section(("config", "run"), "run", _fields(config, "Config", ""))
+    for field, record in _sections_of(config.classes["Config"]):
+        yield Section((field,), field, _fields(config, record, f"{field}."))
+        if field == "data":
+            yield Section(("views", "data"), "data.views", _fields(_File(root / "data" / "views.py", root), "ViewOptions", "data.views."))
+    for group, folder, title, prefix in (
+        ("data", root / "data" / "datasets", "data.name {}", "data."),
+        ("model", root / "nn" / "encoders", "model.<modality>.encoder {}", "model.<modality>."),
+        ("method", root / "methods", "method {}", "method.{}."),
+    ):
+        for name, path in modules(folder).items():
+            file = _File(path, root)
+            body = _fields(file, "Options", prefix.format(name)) or "  (no options)"
+            yield Section((name, group), title.format(name), f"{_fold(file.about)}\n{body}" if file.about else body)
+
+
+class _File:
+    """One parsed source: its docstring's first paragraph, and what its annotations name, here or in the modules of this package that it imports."""
+
+    def __init__(self, path: pathlib.Path, root: pathlib.Path):
+        self.root, self.tree = root, ast.parse(path.read_text(encoding="utf-8"))
+        self.about = (ast.get_docstring(self.tree) or "").split("\n\n")[0]
+        self.classes = {node.name: node for node in self.tree.body if isinstance(node, ast.ClassDef)}
+        assigned = [(node.targets[0], node.value) for node in self.tree.body if isinstance(node, ast.Assign)]
+        self.aliases = {target.id: value for target, value in assigned if isinstance(target, ast.Name)}
+
+    def find(self, annotation: ast.expr) -> tuple[_File, str]:
+        """(file, name) where `Share`, or `editor.Identify` of an imported module, is defined; this file if it is none of the package's."""
+        if isinstance(annotation, ast.Attribute) and isinstance(annotation.value, ast.Name):
+            path = self._imported(annotation.value.id)
+            return (_File(path, self.root), annotation.attr) if path else (self, "")
+        name = annotation.id if isinstance(annotation, ast.Name) else ""
+        path = self._imported(name, inside=True)
+        return (_File(path, self.root), name) if path else (self, name)
+
+    def _imported(self, name: str, *, inside: bool = False) -> pathlib.Path | None:
+        """The file of the imported module `name` (`inside`: of the module that it was imported from)."""
+        for node in self.tree.body:
+            if isinstance(node, ast.ImportFrom) and any((alias.asname or alias.name) == name for alias in node.names):
+                module = self.root.joinpath(*(node.module or "").split(".")[1:])
+                path = module.with_suffix(".py") if inside else module / f"{name}.py"
+                return path if (node.module or "").startswith("cimrl_jax") and path.exists() else None
+        return None
+
+
+class _Expand(ast.NodeTransformer):
+    """Type aliases, as what they stand for."""
+
+    def __init__(self, file: _File):
+        self.file = file
+
+    def _expand(self, node: ast.expr) -> ast.AST:
+        file, name = self.file.find(node)
+        return _Expand(file).visit(file.aliases[name]) if isinstance(file.aliases.get(name), ast.Subscript | ast.BinOp) else node
+
+    visit_Name = visit_Attribute = _expand
+
+
+def _sections_of(record: ast.ClassDef) -> list[tuple[str, str]]:
+    """The fields of the config whose type is another record of the same file."""
+    return [
+        (name, annotation.id) for name, annotation, _, _ in _entries(record) if isinstance(annotation, ast.Name) and annotation.id.endswith("Config")
+    ]
+
+
+def _entries(record: ast.ClassDef) -> Iterator[tuple[str, ast.expr, ast.expr | None, str]]:
+    """(name, annotation, default, docstring) of each field."""
+    for i, node in enumerate(record.body):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            after = record.body[i + 1] if i + 1 < len(record.body) else None
+            documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant) and isinstance(after.value.value, str)
+            text = inspect.cleandoc(after.value.value) if documented else ""  # pyright: ignore
+            yield node.target.id, node.annotation, node.value, text
+
+
+def _fields(file: _File, record: str, prefix: str) -> str:
+    lines: list[str] = []
+    for name, annotation, default, text in _entries(file.classes[record]) if record in file.classes else ():
+        place, inner = file.find(annotation)
+        if inner in place.classes:
+            if record != "Config":  # the config's sections have their own place
+                lines += [_fields(place, inner, f"{prefix}{name}.")]
+            continue
+        value = _default(default)
+        key = f"{prefix}{name}"
+        head = f"--{key}  {_type(_Expand(file).visit(annotation))}" + (f"  [{value}]" if value else "")
+        head = f"--{PLACES[key]}" if key in PLACES else head
+        lines += textwrap.wrap(head, WIDTH, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False)
+        for paragraph in text.split("\n\n") if text else ():
+            indent = "      "
+            lines += textwrap.wrap(" ".join(paragraph.split()), WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    return "\n".join(line for line in lines if line)
+
+
+def _default(value: ast.expr | None) -> str:
+    """A field's default as one would type it; empty for sections and what has none."""
+    if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("field"):
+        value = next((keyword.value for keyword in value.keywords if keyword.arg == "default"), None)
+    if value is None:
+        return ""
+    if isinstance(value, ast.Tuple):
+        return ",".join(_default(item) for item in value.elts) or "empty"
+    if isinstance(value, ast.Constant):
+        word = value.value
+        return str(word).lower() if isinstance(word, bool) or word is None else str(word) or "empty"
+    return ast.unparse(value)
+
+
+def _type(annotation: ast.expr) -> str:
+    """An annotation in words: `Annotated[int, Range(low=1)]` is "int, at least 1"."""
+    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
+        left = _type(annotation.left)
+        return f"{left}{',' if ',' in left else ''} or {_type(annotation.right)}"
+    if isinstance(annotation, ast.Constant):
+        return "none" if annotation.value is None else str(annotation.value)
+    if not isinstance(annotation, ast.Subscript):
+        return ast.unparse(annotation)
+    origin = ast.unparse(annotation.value).split(".")[-1]
+    inner = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+    if origin == "Literal":
+        return "|".join(str(item.value) if isinstance(item, ast.Constant) else ast.unparse(item) for item in inner)
+    if origin == "Annotated":
+        return ", ".join([_type(inner[0]), *filter(None, map(_bounds, inner[1:]))])
+    if origin in ("tuple", "list"):
+        items = [item for item in inner if not (isinstance(item, ast.Constant) and item.value is Ellipsis)]
+        return f"list of {_type(items[0])}" if len(items) < len(inner) or origin == "list" else ",".join(map(_type, items))
+    return "section" if origin in ("dict", "Mapping") else f"{_type(inner[0])} or none" if origin == "Optional" else ast.unparse(annotation)
+
+
+def _bounds(item: ast.expr) -> str:
+    if isinstance(item, ast.Call) and ast.unparse(item.func).endswith("Range"):
+        return str(Range(**{keyword.arg: ast.literal_eval(keyword.value) for keyword in item.keywords if keyword.arg}))
+    return ""
+
+
+def _fold(text: str) -> str:
+    """Lines longer than the page, folded; the others as they are."""
+    return "\n".join(part for line in text.splitlines() for part in textwrap.wrap(line, WIDTH, break_on_hyphens=False) or [""])

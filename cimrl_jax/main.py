@@ -1,0 +1,100 @@
+"""The command line: `python -m cimrl_jax.main [train|evaluate|report] --config FILE [--a.b VALUE ...]`; see `--help`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cimrl_jax import __version__
+from cimrl_jax.config import Config, load
+from cimrl_jax.errors import UserError, nearest
+from cimrl_jax.help import render
+
+PARTS = ("train", "evaluate", "report")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 done, 2 for what the user can mend (one line on stderr), 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        for i, argument in enumerate(arguments):
+            flag, _, attached = argument.partition("=")
+            if flag in ("--help", "-h"):
+                following = [word for word in arguments[i + 1 : i + 2] if not word.startswith("-")]
+                return _print(render(attached or (following[0] if following else None)))
+            if flag == "--version":
+                return _print(f"cimrl_jax {__version__}")
+        config, parts = parse(arguments)
+        from cimrl_jax import experiment  # imports JAX
+
+        experiment.run(config, parts=parts)
+        return 0
+    except UserError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: Sequence[str]) -> tuple[Config, tuple[str, ...]]:
+    """(config, parts to run) of the command line's words.
+
+    Raises:
+      UserError: an unknown command or key, a wrong value, or no config to start from.
+    """
+    commands, values = split(arguments)
+    unknown = [command for command in commands if command not in PARTS]
+    if unknown:
+        raise UserError(f"unknown command {unknown[0]!r}; {nearest(unknown[0], PARTS)}")
+    for key, what in {"config": "a file, such as configs/digits.py", "workdir": "a folder"}.items():
+        if values.get(key) in (True, ""):
+            raise UserError(f"--{key}: expected {what}")
+    source = values.pop("config", None)
+    if source is None:
+        saved = pathlib.Path(str(values.get("workdir", ""))) / "config.yaml"
+        if "workdir" not in values:
+            raise UserError("nothing to run: expected --config FILE (try configs/digits.py), or --workdir DIR of an earlier run; see --help")
+        if not saved.is_file():
+            raise UserError(f"--workdir: there is no {saved}; expected --config FILE, or the folder of an earlier run")
+        source = str(saved)
+    parts = tuple(part for part in PARTS if part in commands) or PARTS
+    return load(source, values), parts
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Plain words, and values by key: `--a-b.c 1` and `--a_b.c=1` give {"a_b.c": "1"}; a key without a value is True; the last one wins.
+
+    Raises:
+      UserError: an argument begins with a single dash, or a key is empty.
+    """
+    words: list[str] = []
+    values: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            words.append(argument)
+            continue
+        key, equals, value = argument[2:].partition("=")
+        if not argument.startswith("--") or not all(key.split(".")):
+            raise UserError(f"unknown argument {argument!r}; keys are written --train.steps 100; see --help")
+        if not equals and rest and not rest[0].startswith("--"):
+            equals, value = "=", rest.pop(0)
+        values[key.replace("-", "_")] = value if equals else True
+    return words, values
+
+
+def _print(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

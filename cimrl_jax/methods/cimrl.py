@@ -1,0 +1,212 @@
+"""CIMRL: causally-informed multi-modal representation learning. Sees labels only.
+
+    L = w_ce L_CE + w_ci L_CI + w_md L_MD + w_if L_IF                                        (each weight 0 is an ablation)
+
+- L_CI, contrastive invariance: each example's code near that of its perturbed view, far from the other originals.
+- L_MD, modality disentanglement: heads on each modality's code, on the shared code and on their union; modality codes orthogonal to the shared one.
+- L_IF, intervention-based fine-tuning: `CE(f(x)) + mu KL(f(x_CF) || f(x)) + nu CE(f(x_CF))`, x_CF the example with its spurious features edited.
+
+Which features are spurious is what the equations leave open. Here a deliberately shallow reader of each modality (counterfactual/reference.py), trained
+beside the model with a loss that ignores what is hard, tells for each example what its shortcut says and in which slots; the edit is the one of several
+that most often turns that reading into another example's. `nu`, the reference and the choice of edit are this project's realisation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from cimrl_jax.counterfactual import attribution, editor
+from cimrl_jax.losses import (
+    cross_correlation,
+    cross_entropy,
+    info_nce,
+    kl_divergence,
+    masked_mean,
+    relative_difficulty,
+    squared_cosine,
+)
+from cimrl_jax.methods import base
+from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Outputs, Params, Slots, Spec, Stage
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """CIMRL's weights and choices. Every float may be swept without a new compile."""
+
+    w_ce: float = 1.0
+    """Weight of the cross entropy on the originals."""
+    w_ci: float = 0.1
+    """Weight of contrastive invariance (w1)."""
+    w_md: float = 0.5
+    """Weight of modality disentanglement (w2)."""
+    w_if: float = 1.0
+    """Weight of intervention-based fine-tuning (w3)."""
+    tau: float = 0.1
+    """Temperature of the contrastive loss."""
+    alpha: float = 1.0
+    """Within L_MD: weight of the modality heads' cross entropies."""
+    beta: float = 0.5
+    """Within L_MD: weight of the shared head's cross entropy."""
+    gamma: float = 0.0
+    """Within L_MD: weight of the combined head's cross entropy (it is also L_CE's; 0 avoids counting it twice)."""
+    lam: float = 0.1
+    """Within L_MD: weight of the orthogonality of modality codes and shared code."""
+    ortho: Literal["cosine", "correlation"] = "cosine"
+    """Orthogonality by the squared cosine per example, or by the batch's cross-correlation."""
+    detach_heads: bool = True
+    """Whether the modality heads' losses stop before the encoders (on biased data they would teach them the shortcut)."""
+    error_weight: bool = False
+    """Whether to weight each example by l_b / (l_b + l), l_b the mean of the modality heads' losses."""
+    mu: float = 1.0
+    """Within L_IF: weight of KL(f(x_CF) || f(x))."""
+    nu: float = 1.0
+    """Within L_IF: weight of the cross entropy on the counterfactual (0 is the equation as written)."""
+    kl_reverse: bool = False
+    """Use KL(f(x) || f(x_CF)) instead."""
+    kl_stop: Literal["none", "original", "edited"] = "none"
+    """Which side of the KL receives no gradient."""
+    identify: editor.Identify = "reference"
+    """What chooses the spurious slots: the biased reference, the error-contrasted memory, the model's own gradient, or chance."""
+    intervention: editor.Intervention = "auto"
+    """The edit; "auto" takes of donor, reflect and mix the one that most often flips the reference."""
+    threshold: float = 0.5
+    """Slots with at least this share of the highest evidence are chosen."""
+    most: float = 0.5
+    """A donor edit is used only if it replaces at most this share of the slots."""
+    size: float = 0.5
+    """Size of the gradient step or of the noise, in units of the slots' values."""
+    decay: float = 0.98
+    """Decay per step of the running averages."""
+    reference_q: float = 0.7
+    """Exponent of the reference's generalised cross entropy."""
+    reference_hidden: int = 32
+    """Width of the reference's hidden layer."""
+    warmup: float = 0.1
+    """Share of the run before the counterfactuals count (the reference needs it to learn)."""
+    conflict_weight: float = 1.0
+    """Weight of an example whose references misread its label, relative to the others."""
+
+
+def build(options: Options) -> Method:
+    """The method record."""
+
+    def plan(model_slots: Mapping[str, Any], num_classes: int) -> editor.Plan:
+        return editor.Plan(options.identify, options.intervention, options.reference_hidden, options.most, model_slots, num_classes)
+
+    def init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
+        params, state = editor.init(key, spec, plan(spec.slots, spec.num_classes))
+        return params, {"editor": state, "step": jnp.zeros(()), "steps": jnp.asarray(float(spec.steps))}
+
+    def loss(
+        state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
+        keys = jax.random.split(key, 3)
+        slots = model.embed(params["model"], batch.inputs, batch.present)
+        how = plan(model.slots, model_classes(params))
+        edit, editor_state = counterfactual(state, hyper, model, params, batch, slots, keys[0], how)
+        learned = editor.fit(params["method"], jax.lax.stop_gradient(slots), batch, hyper["reference_q"])
+        view = model.embed(params["model"], model.perturb(batch.inputs, keys[1]), batch.present)
+        # One pass for all three [3, b, ...]: a third of the program to compile, and larger products. Not along b, which may be spread over devices.
+        stacked = {m: Slots(*(jnp.stack(part) for part in zip(*((s.values, s.mask) for s in own), strict=True))) for m, own in _zip(slots, view, edit.slots)}
+        codes = model.encode(params["model"], stacked, keys[2])
+        original, perturbed, edited = _unstack(model.decide(params["model"], codes))
+        heads = original.heads
+        if options.detach_heads:
+            heads = model.decide(params["model"], jax.lax.stop_gradient({name: code[0] for name, code in codes.items()})).heads
+
+        weight = batch.weight * _conflict_weight(edit, batch, hyper["conflict_weight"])
+        l_ce = masked_mean(cross_entropy(original.logits, batch.label), weight)
+        l_ci = masked_mean(
+            info_nce(original.codes["projection"], perturbed.codes["projection"], temperature=hyper["tau"], weight=batch.weight), batch.weight
+        )
+        l_md = _disentangle(options, hyper, original, heads, batch, weight)
+        ramp = (state["step"] >= hyper["warmup"] * state["steps"]).astype(jnp.float32)
+        l_if = _intervene(options, hyper, original, edited, batch, weight)
+        total = hyper["w_ce"] * l_ce + hyper["w_ci"] * l_ci + hyper["w_md"] * l_md + ramp * hyper["w_if"] * l_if + learned
+        figures = base.figures(total, original.logits, batch, l_ce=l_ce, l_ci=l_ci, l_md=l_md, l_if=l_if)
+        for m in slots:
+            misread = (jnp.argmax(edit.reading[m], axis=-1) != batch.label).astype(jnp.float32)
+            figures[f"conflict_{m}"] = masked_mean(misread, batch.weight * batch.present[m])
+            figures[f"flip_{m}"] = masked_mean(edit.quality[m], batch.weight * batch.present[m])
+            for k, kind in enumerate(editor.CANDIDATES if options.intervention == "auto" else ()):
+                figures[f"quality_{m}_{kind}"] = editor_state["quality"][m][k]
+        return total, (state | {"editor": editor_state, "step": state["step"] + 1}, figures)
+
+    def counterfactual(
+        state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, slots: dict[str, Slots], key: Key[Array, ""], how: editor.Plan
+    ) -> tuple[editor.Edit, Any]:
+        given: dict[str, Any] = {}
+        if how.identify in ("memory", "gradient") or how.intervention == "gradient":
+            fixed, frozen = jax.lax.stop_gradient((params["model"], slots))
+
+            def logits(s: dict[str, Slots]) -> Array:
+                return model.decide(fixed, model.encode(fixed, s, None)).logits
+
+            predicted = jnp.argmax(logits(frozen), axis=-1)
+            out, gradient = attribution.attribute(logits, frozen, predicted)
+            error = 1.0 - jnp.take_along_axis(jax.nn.softmax(out), batch.label[:, None], axis=-1)[:, 0]
+            given = {"gradient": gradient, "predicted": predicted, "error": error}
+        references = jax.lax.stop_gradient(params["method"])
+        return editor.edit(how, references, state["editor"], hyper, slots, batch, key, blank=params["model"]["blank"], **given)
+
+    def explain(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, dict[str, Array]]:
+        slots = model.embed(params["model"], batch.inputs, batch.present)
+        edit, _ = counterfactual(state, hyper, model, params, batch, slots, key, plan(model.slots, model_classes(params)))
+        return {"evidence": edit.evidence, "chosen": edit.chosen, "edited": {m: s.values for m, s in edit.slots.items()}}
+
+    return Method(init=init, stages=(Stage(share=1.0, loss=loss),), hyper=base.swept(options), explain=explain)
+
+
+def _zip(*views: Mapping[str, Slots]) -> list[tuple[str, tuple[Slots, ...]]]:
+    return [(m, tuple(view[m] for view in views)) for m in sorted(views[0])]
+
+
+def _unstack(out: Outputs) -> tuple[Outputs, Outputs, Outputs]:
+    first, second, third = (jax.tree.map(lambda x, i=i: x[i], out) for i in range(3))
+    return first, second, third
+
+
+def model_classes(params: Params) -> int:
+    """The number of classes, read off the references."""
+    return next(iter(params["method"].values()))["outer_bias"].shape[-1]
+
+
+def _conflict_weight(edit: editor.Edit, batch: Batch, size: Float[Array, ""]) -> Float[Array, " b"]:
+    misread = [1.0 - jnp.take_along_axis(p, batch.label[:, None], axis=-1)[:, 0] for p in edit.reading.values()]
+    return jax.lax.stop_gradient(1.0 + (size - 1.0) * sum(misread) / len(misread))
+
+
+def _disentangle(options: Options, hyper: Hyper, out: Outputs, heads: dict[str, Array], batch: Batch, weight: Array) -> Array:
+    """L_MD (METHODS 1.2); `heads` are the modality heads' logits, detached from the encoders or not."""
+    modalities = sorted(batch.present)
+    per_head = {m: cross_entropy(heads[m], batch.label) for m in modalities}
+    if options.error_weight:
+        biased = sum(per_head.values()) / len(per_head)
+        weight = weight * relative_difficulty(biased, cross_entropy(out.logits, batch.label))
+    total = hyper["beta"] * masked_mean(cross_entropy(out.heads["shared"], batch.label), weight)
+    total += hyper["gamma"] * masked_mean(cross_entropy(out.heads["combined"], batch.label), weight)
+    for m in modalities:
+        here = batch.weight * batch.present[m]
+        total += hyper["alpha"] * masked_mean(per_head[m], weight * batch.present[m])
+        if options.ortho == "cosine":
+            total += hyper["lam"] * masked_mean(squared_cosine(out.codes[m], out.codes["shared"]), here)
+        else:
+            total += hyper["lam"] * cross_correlation(out.codes[m], out.codes["shared"], here)
+    return total
+
+
+def _intervene(options: Options, hyper: Hyper, original: Outputs, edited: Outputs, batch: Batch, weight: Array) -> Array:
+    """L_IF without its first term, which is L_CE's (METHODS 1.4)."""
+    before, after = original.logits, edited.logits
+    if options.kl_stop == "original":
+        before = jax.lax.stop_gradient(before)
+    elif options.kl_stop == "edited":
+        after = jax.lax.stop_gradient(after)
+    kl = kl_divergence(before, after) if options.kl_reverse else kl_divergence(after, before)
+    return hyper["mu"] * masked_mean(kl, weight) + hyper["nu"] * masked_mean(cross_entropy(edited.logits, batch.label), weight)

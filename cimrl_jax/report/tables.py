@@ -1,0 +1,207 @@
+"""The summary as a table: on a terminal, as Markdown, and as the records that the page shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cimrl_jax.report.results import BASELINE, CEILING, Cell, Results
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+ABSENT = "–"
+NO_SHARES = ("kl", "p_value")
+"""Numbers of the identification that are no share of anything."""
+
+
+class Row(NamedTuple):
+    """One method's line of the summary. None: not measured."""
+
+    method: str
+    labels: str
+    accuracy: Cell | None
+    """On the split "test", which has the training correlation."""
+    balanced: Cell | None
+    """Worst group on "test_balanced"."""
+    flipped: Cell | None
+    """Worst group on "test_flipped"."""
+    gap: Cell | None
+    selected_by: str
+    cost: float | None
+    """Training seconds, divided by ERM's."""
+    best: bool
+    """Highest worst-group mean on "test_balanced" among the methods that can be had, so not the ceiling."""
+
+
+class Cost(NamedTuple):
+    """Means over a method's runs. None: not measured."""
+
+    method: str
+    steps: float | None
+    seconds: float | None
+    compile_seconds: float | None
+    examples_per_second: float | None
+    relative: float | None
+    """Seconds, divided by ERM's."""
+
+
+def rows(results: Results) -> list[Row]:
+    """One per method: ERM first, the ceiling last."""
+    costs = {cost.method: cost.relative for cost in cost_rows(results)}
+    balanced = {method: results.cell(method, "test_balanced", "worst_group_accuracy") for method in results.methods()}
+    best = max((cell.mean for method, cell in balanced.items() if cell and method != CEILING), default=None)
+    return [
+        Row(
+            method=method,
+            labels=labels_seen(results, method),
+            accuracy=results.cell(method, "test", "accuracy"),
+            balanced=(cell := balanced[method]),
+            flipped=results.cell(method, "test_flipped", "worst_group_accuracy"),
+            gap=results.gap(method),
+            selected_by=", ".join(dict.fromkeys(str(run["selected_by"]) for run in results.runs_of(method) if run.get("selected_by"))) or ABSENT,
+            cost=costs[method],
+            best=cell is not None and method != CEILING and cell.mean == best,
+        )
+        for method in results.methods()
+    ]
+
+
+def labels_seen(results: Results, method: str) -> str:
+    """Which group labels the method saw: "groups" in training, "to select" only where its selection rule reads groups, "none", or unknown."""
+    runs = results.runs_of(method)
+    if any(run.get("needs_groups") for run in runs):
+        return "groups"
+    if any("group" in str(run.get("selected_by") or "") for run in runs):
+        return "to select"
+    return "none" if any("needs_groups" in run for run in runs) else ABSENT
+
+
+def cost_rows(results: Results) -> list[Cost]:
+    means = {method: {key: mean_of(results.runs_of(method), "train", key) for key in Cost._fields[1:5]} for method in results.methods()}
+    base = means.get(BASELINE, {}).get("seconds")
+    return [
+        Cost(method=method, **numbers, relative=seconds / base if (seconds := numbers["seconds"]) is not None and base else None)
+        for method, numbers in means.items()
+    ]
+
+
+def identification_rows(results: Results) -> tuple[list[str], list[tuple[str, str, list[Cell | None]]]]:
+    """How well the chosen slots match the planted or annotated ones: the numbers' names, and (method, modality, each number over seeds)."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for method in results.methods():
+        for run in results.runs_of(method):
+            for place, name, number in _leaves(run.get("identification") or {}):
+                if name != "n" and isinstance(number, int | float) and math.isfinite(number):
+                    found.setdefault((method, place), {}).setdefault(name, []).append(float(number))
+    names = list(dict.fromkeys(name for numbers in found.values() for name in numbers))
+    lines = []
+    for (method, modality), numbers in found.items():
+        cells = [_cell(numbers[name]) if name in numbers else None for name in names]
+        if any(cells):
+            lines.append((method, modality, cells))
+    return names, lines
+
+
+def console_table(results: Results) -> Table:
+    """For `rich.print`."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    title, *names = header(results)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, caption=Text(footnote(results)), caption_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(title, overflow="fold", min_width=5)
+    for name in names:
+        side = "left" if name in (names[0], names[-2]) else "right"
+        # Broken by hand, so that the whole fits into 80 columns.
+        table.add_column(Text(name.replace(",", "").replace(" ", "\n")), justify=side, no_wrap=True)
+    for row in rows(results):
+        style = "bold" if row.best else "dim" if row.method == CEILING else ""
+        # Text, not str: a name that holds square brackets is not markup.
+        table.add_row(*(Text(text, style=style) for text in _texts(row, narrow=True)))
+    return table
+
+
+def markdown_table(results: Results) -> str:
+    """The same table, readable as plain text; the method with the best worst group in bold."""
+    lines = [[_cell_text(name) for name in header(results)]]
+    lines.append(["---"] * 2 + ["---:"] * 4 + ["---", "---:"])
+    for row in rows(results):
+        texts = [_cell_text(text) for text in _texts(row)]
+        lines.append([f"**{text}**" if row.best and place in (0, 3) else text for place, text in enumerate(texts)])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{footnote(results)}\n"
+
+
+def header(results: Results) -> list[str]:
+    return ["method", "group labels", "test accuracy", "worst group, balanced", "worst group, flipped", "gap closed", "selected by", "cost"]
+
+
+def footnote(results: Results) -> str:
+    seeds = sorted({len(results.runs_of(method)) for method in results.methods()})
+    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}" if seeds else "no"
+    return (
+        f"Percent: mean ± standard deviation and {100 * results.level():g} % bootstrap interval over {count} seed{'' if seeds == [1] else 's'}. "
+        "With few seeds such intervals are too narrow. Gap closed: from ERM (0 %) to the ceiling (100 %). Cost: training time relative to ERM."
+    )
+
+
+def percent(value: float | None) -> str:
+    return ABSENT if value is None else f"{100 * value:.1f}"
+
+
+def spread(cell: Cell | None) -> str:
+    """ "71.2 ± 1.1 [70.1, 72.4]", in percent, as far as it is known."""
+    if cell is None:
+        return ABSENT
+    text = percent(cell.mean)
+    if cell.std is not None:
+        text += f" ± {percent(cell.std)}"
+    if cell.low is not None and cell.high is not None:
+        text += f" [{percent(cell.low)}, {percent(cell.high)}]"
+    return text
+
+
+def measure(cell: Cell | None, name: str) -> str:
+    """A number of the identification table: a share in percent, but what is no share as it is."""
+    if cell is None or name not in NO_SHARES:
+        return spread(cell)
+    return f"{cell.mean:.3g}" + ("" if cell.std is None else f" ± {cell.std:.2g}")
+
+
+def ratio(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.2f}×"
+
+
+def mean_of(runs: list[Mapping[str, Any]], record: str, key: str) -> float | None:
+    values = [value for run in runs if isinstance(value := (run.get(record) or {}).get(key), int | float) and math.isfinite(value)]
+    return float(np.mean(values)) if values else None
+
+
+def _leaves(record: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[str, str, Any]]:
+    """(where, name, number): {modality: {name: number}}, or one level deeper by region, {modality: {"shortcut": {name: number}}}."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*place, str(name)))
+        else:
+            yield ", ".join(place), str(name), value
+
+
+def _cell(values: list[float]) -> Cell:
+    return Cell(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, n=len(values))
+
+
+def _texts(row: Row, narrow: bool = False) -> list[str]:
+    numbers = [spread(cell) for cell in (row.accuracy, row.balanced, row.flipped, row.gap)]
+    rule = row.selected_by
+    if narrow:  # the interval under the mean: "70.1..72.4"
+        numbers = [text.replace(" [", "\n").replace(", ", "..").removesuffix("]") for text in numbers]
+        rule = rule.replace(", ", "\n").replace("_", "\n")
+    return [row.method, row.labels, *numbers, rule, ratio(row.cost)]
+
+
+def _cell_text(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

@@ -1,0 +1,343 @@
+"""Training as the host sees it: chunks of steps, evaluation, selection, checkpoints, signals. All host effects are here, in a fixed order."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from cimrl_jax.data import pipeline
+from cimrl_jax.data.source import Source
+from cimrl_jax.files import write_whole
+from cimrl_jax.train import step as fused
+from cimrl_jax.train.checkpoint import Checkpoints
+from cimrl_jax.train.mesh import place, sharding
+from cimrl_jax.train.optimizer import MakeOptimizer
+from cimrl_jax.types import Batch, Method, Model, Spec
+
+RESIDENT_BYTES = 2 << 30
+"""A training split up to this size is held on the device."""
+
+
+class Bar(Protocol):
+    """Where progress is shown."""
+
+    def update(self, *, completed: int, **figures: float | None) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """Everything that one method's members are trained with. The members are one program: seeds and traced numbers differ, shapes do not."""
+
+    name: str
+    method: Method
+    model: Model
+    spec: Spec
+    optimizer: MakeOptimizer
+    source: Source
+    seeds: tuple[int, ...]
+    hyper: tuple[Mapping[str, float], ...]
+    """One per member."""
+    mesh: Mesh
+    batch_size: int
+    chunk: int
+    augment: bool
+    resident: Literal["auto", "yes", "no"]
+
+    @property
+    def members(self) -> int:
+        return len(self.seeds)
+
+    def boundaries(self) -> list[int]:
+        """The step at which each stage ends."""
+        ends = np.cumsum([stage.share for stage in self.method.stages])
+        return [round(float(end / ends[-1]) * self.spec.steps) for end in ends]
+
+
+class Plan(NamedTuple):
+    """When the host looks in. Steps, 0: only at the end."""
+
+    eval_every: int
+    checkpoint_every: int
+    select_from: float
+    score: Callable[[Any, int], tuple[np.ndarray, list[dict[str, float | None]]]]
+    """(params [s, ...], step) -> (each member's score, its validation figures)."""
+
+
+class Trained(NamedTuple):
+    """What is left after training: each member's selected parameters, and what it took."""
+
+    params: Any
+    method: Any
+    hyper: dict[str, jax.Array]
+    selected_step: np.ndarray
+    score: np.ndarray
+    final: Any
+    clock: dict[str, float]
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal came; a checkpoint was left. `code` is the exit code that the signal asks for."""
+
+    def __init__(self, number: int):
+        super().__init__(f"{signal.Signals(number).name} at a whole step")
+        self.code = 128 + number
+
+
+def train(program: Program, plan: Plan, folder: pathlib.Path, metrics_file: pathlib.Path, bar: Bar) -> Trained:
+    """Trains all members, from the newest checkpoint in `folder` if there is one.
+
+    Raises:
+      Interrupted: SIGINT or SIGTERM came; the state at the last whole chunk is saved.
+    """
+    with Checkpoints(folder) as checkpoints:
+        carry, clock, done = _start(program, checkpoints, metrics_file)
+        bar.update(completed=done)
+        if done < program.spec.steps:
+            carry = _run(program, plan, checkpoints, metrics_file, bar, carry, clock, done)
+    best = carry["best"]
+    return Trained(
+        params=best["params"],
+        method=best["method"],
+        hyper=carry["state"].hyper,
+        selected_step=np.asarray(best["step"]),
+        score=np.asarray(best["score"]),
+        final=carry["state"],
+        clock=clock,
+    )
+
+
+def restore(program: Program, folder: pathlib.Path) -> tuple[int, Trained]:
+    """(steps done, what was trained so far) from the newest checkpoint.
+
+    Raises:
+      UserError: there is none.
+    """
+    with Checkpoints(folder) as checkpoints:
+        done, carry, clock = checkpoints.restore(_fresh(program))
+    best = carry["best"]
+    selected = Trained(
+        best["params"], best["method"], carry["state"].hyper, np.asarray(best["step"]), np.asarray(best["score"]), carry["state"], clock
+    )
+    return done, selected
+
+
+def _fresh(program: Program) -> dict[str, Any]:
+    init = functools.partial(fused.init_member, model=program.model, method=program.method, spec=program.spec, optimizer=program.optimizer)
+
+    def everything(seeds: jax.Array, hyper: dict[str, jax.Array]) -> dict[str, Any]:
+        state = jax.vmap(init)(seeds, hyper)
+        best = {"params": state.params, "method": state.method, "step": jnp.zeros_like(state.step), "score": jnp.full(seeds.shape, -jnp.inf)}
+        return {"state": state, "best": jax.tree.map(lambda x: x.copy(), best)}
+
+    hyper = {name: np.asarray([own[name] for own in program.hyper], np.float32) for name in program.hyper[0]}
+    return jax.jit(everything, out_shardings=sharding(program.mesh, "member"))(np.asarray(program.seeds, np.uint32), hyper)
+
+
+def _start(program: Program, checkpoints: Checkpoints, metrics_file: pathlib.Path) -> tuple[dict[str, Any], dict[str, float], int]:
+    carry: dict[str, Any] = _fresh(program)
+    clock, done = {"seconds": 0.0, "compile_seconds": 0.0, "steps_timed": 0.0}, 0
+    if checkpoints.latest is not None:
+        done, carry, saved = checkpoints.restore(carry)
+        clock |= saved
+    _forget(metrics_file, program.name, after=done)
+    return carry, clock, done
+
+
+def _run(
+    program: Program,
+    plan: Plan,
+    checkpoints: Checkpoints,
+    metrics_file: pathlib.Path,
+    bar: Bar,
+    carry: dict[str, Any],
+    clock: dict[str, float],
+    done: int,
+) -> dict[str, Any]:
+    steps, boundaries = program.spec.steps, program.boundaries()
+    feed = Feed(program)
+    select = jax.jit(_select, donate_argnums=0)
+    compiled, current = None, -1
+    with _signals() as caught:
+        while done < steps:
+            stage = next(i for i, end in enumerate(boundaries) if done < end)
+            if stage != current:
+                began = time.perf_counter()
+                if done == ([0] + boundaries)[stage]:
+                    carry["state"] = _enter(program, stage, carry["state"])
+                compiled, current = _compile(program, stage, carry["state"], feed), stage
+                clock["compile_seconds"] += time.perf_counter() - began
+            assert compiled is not None
+            end = min(_next(done, every, steps) for every in (program.chunk, plan.eval_every, plan.checkpoint_every))
+            end = min(end, boundaries[stage])
+            began = time.perf_counter()
+            carry["state"], metrics = compiled(carry["state"], feed(done, end - done), jnp.int32(end - done))
+            feed.prepare(end, min(program.chunk, steps - end))  # while the device computes
+            figures = jax.device_get(metrics)
+            clock["seconds"] += time.perf_counter() - began
+            clock["steps_timed"] += end - done
+            done = end
+            rows = [_row(program, i, done, {name: value[i] for name, value in figures.items()}) for i in range(program.members)]
+            if done == _next(done - 1, plan.eval_every, steps):
+                score, validation = plan.score(carry["state"].params["model"], done)
+                if done >= plan.select_from * steps or done == steps:
+                    carry["best"] = select(carry["best"], carry["state"], np.asarray(score, np.float32))
+                rows += [_row(program, i, done, {"split": "validation", **own}) for i, own in enumerate(validation)]
+            _append(metrics_file, rows)
+            bar.update(completed=done, loss=float(np.mean(figures["loss"])), accuracy=float(np.mean(figures["accuracy"])))
+            if caught or done == _next(done - 1, plan.checkpoint_every, steps):
+                checkpoints.save(done, carry, clock=clock)
+            if caught:
+                raise Interrupted(caught[0])
+    return carry
+
+
+def _compile(program: Program, stage: int, states: Any, feed: Feed) -> Callable[..., Any]:
+    """The chunk of this stage, compiled ahead of time, its state donated."""
+    step = fused.make_step(program.model, program.method.stages[stage], program.optimizer, augment=program.augment)
+    chunk = fused.make_chunk(step, fused.resident if feed.resident else fused.streamed)
+    where = sharding(program.mesh, "member")
+    compiled = jax.jit(chunk, donate_argnums=0, out_shardings=(where, where))
+    return compiled.lower(states, feed(0, 1), jnp.int32(1)).compile()
+
+
+def _enter(program: Program, stage: int, states: Any) -> Any:
+    """Runs the stage's `enter` on every member."""
+    enter = program.method.stages[stage].enter
+    if enter is None:
+        return states
+
+    def one(state: Any) -> Any:
+        fresh, _ = fused.init_params(jax.random.fold_in(state.key, 3 + stage), model=program.model, method=program.method, spec=program.spec)
+        method, params = enter(state.method, state.params, fresh)
+        return state.replace(method=method, params=params, opt_state=program.optimizer(state.hyper).init(params))
+
+    return jax.jit(jax.vmap(one))(states)
+
+
+def _select(best: dict[str, Any], state: Any, score: jax.Array) -> dict[str, Any]:
+    """Keeps, member by member, the better of what was selected so far and the state: on equal scores the later, which has seen more."""
+    better = score >= best["score"]
+    new = {"params": state.params, "method": state.method, "step": state.step, "score": score}
+    return jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a), best, new)
+
+
+class Feed:
+    """What the chunk gathers its batches from: columns on the device and rows, or the batches themselves."""
+
+    def __init__(self, program: Program):
+        self._program = program
+        source, arrays = program.source, program.source.arrays
+        size = sum(x.nbytes for x in jax.tree.leaves(arrays)) if arrays is not None else 0
+        self.resident = arrays is not None and (program.resident == "yes" or program.resident == "auto" and size <= RESIDENT_BYTES)
+        weights = _weights(source, program)
+        self._orders = {seed: pipeline.Order(len(source), program.batch_size, seed, weights=weights) for seed in dict.fromkeys(program.seeds)}
+        self._ready: tuple[int, int, np.ndarray] | None = None
+        if self.resident:
+            n = len(source)
+            columns = Batch(
+                **pipeline.take(source, np.arange(n)) if arrays is None else {**arrays, "label": source.label, "group": source.group},
+                index=np.arange(n, dtype=np.int32),
+                weight=np.ones(n, np.float32),
+            )
+            self._columns = place(columns, sharding(program.mesh))
+
+    def __call__(self, first: int, count: int) -> Any:
+        """The data of the steps first, ..., first + count - 1, filled up to a whole chunk."""
+        where = sharding(self._program.mesh, None, "member", "data")
+        if self._ready is None or self._ready[:2] != (first, count):
+            self.prepare(first, count)
+        assert self._ready is not None
+        rows = self._ready[2]
+        if self.resident:
+            return self._columns, place(rows, where)
+        return place(self._load(rows, count), where)
+
+    def prepare(self, first: int, count: int) -> None:
+        """Draws the rows `[chunk, members, b]` of these steps."""
+        chunk = self._program.chunk
+        drawn = {seed: order.rows(first, count) for seed, order in self._orders.items()}
+        rows = np.stack([drawn[seed] for seed in self._program.seeds], axis=1)
+        padding = np.zeros((chunk - count, *rows.shape[1:]), rows.dtype)
+        self._ready = first, count, np.concatenate([rows, padding]).astype(np.int32)
+
+    def _load(self, rows: np.ndarray, count: int) -> Batch:
+        """The batches of these rows, read by grain's threads."""
+        flat = rows[:count].reshape(-1, rows.shape[-1])
+        batches = list(pipeline.stream(self._program.source, lambda k: flat[k].astype(np.int64), first=0, count=len(flat)))
+        stacked = jax.tree.map(lambda *parts: np.stack(parts).reshape(count, rows.shape[1], *parts[0].shape), *batches)
+        return Batch(**jax.tree.map(lambda x: np.concatenate([x, np.zeros((len(rows) - count, *x.shape[1:]), x.dtype)]), stacked))
+
+
+def _weights(source: Source, program: Program) -> np.ndarray | None:
+    """Sampling weights: so that every group, or class, is drawn equally often."""
+    if program.method.sampling == "uniform":
+        return None
+    key = source.group if program.method.sampling == "group" else source.label
+    counts = np.bincount(key)
+    return 1.0 / counts[key]
+
+
+def _next(done: int, every: int, steps: int) -> int:
+    """The first multiple of `every` after `done`, at most `steps`; `every` = 0: `steps`."""
+    return min((done // every + 1) * every, steps) if every else steps
+
+
+def _row(program: Program, member: int, step: int, figures: Mapping[str, Any]) -> dict[str, Any]:
+    numbers = {k: v if v is None or isinstance(v, str) else _finite(float(v)) for k, v in figures.items()}
+    return {"method": program.name, "seed": program.seeds[member], "step": step, **numbers}
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _append(path: pathlib.Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+
+
+def _forget(path: pathlib.Path, name: str, *, after: int) -> None:
+    """Drops this program's lines after a step: they belong to work that a kill undid."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            row = json.loads(line)
+            if row["method"] != name or row["step"] <= after:
+                kept.append(line)
+    write_whole(path, "".join(line + "\n" for line in kept))
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; a second one is obeyed at once."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def note(number: int, _: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,49 @@
+"""AdamW whose learning rate and weight decay are traced, so that both may be swept by vmap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from cimrl_jax.types import Hyper, Params
+
+MakeOptimizer = Callable[[Hyper], optax.GradientTransformation]
+
+
+def make_optimizer(*, steps: int, warmup: float, schedule: Literal["cosine", "linear", "constant"], clip_norm: float) -> MakeOptimizer:
+    """`hyper -> transformation`, reading `learning_rate` and `weight_decay`.
+
+    Warm-up is linear over the share `warmup` of `steps`; "cosine" and "linear" then fall to 0 at the last step. Weight decay spares vectors (biases, norms).
+    The model's and the method's own parameters are clipped apart: the size of one's gradient must not slow the other.
+    """
+    rise = max(round(warmup * steps), 1)
+
+    def rate(step: Float[Array, ""]) -> Float[Array, ""]:
+        up = jnp.minimum((step + 1) / rise, 1.0)
+        done = jnp.clip((step - rise) / max(steps - rise, 1), 0.0, 1.0)
+        falls = {"cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)), "linear": 1.0 - done, "constant": jnp.ones(())}
+        return up * falls[schedule]
+
+    def clip(updates: Params, params: Params | None = None) -> Params:
+        del params
+        return {part: _clip(tree, clip_norm) for part, tree in updates.items()} if clip_norm > 0 else updates
+
+    def make(hyper: Hyper) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.stateless(clip),
+            optax.scale_by_adam(),
+            optax.add_decayed_weights(hyper["weight_decay"], mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)),
+            optax.scale_by_learning_rate(lambda step: hyper["learning_rate"] * rate(step)),
+        )
+
+    return make
+
+
+def _clip(tree: Params, size: float) -> Params:
+    scale = jnp.minimum(1.0, size / jnp.maximum(optax.global_norm(tree), 1e-8))
+    return jax.tree.map(lambda g: g * scale, tree)

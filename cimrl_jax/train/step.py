@@ -1,0 +1,89 @@
+"""The fused step: gather, augment, every loss of the method, attribution, memory, counterfactuals, gradient and update in one function of the state.
+
+It is written for one member; `make_chunk` maps it over members and runs many steps in one call, so that the host never looks inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key
+
+from cimrl_jax.train.optimizer import MakeOptimizer
+from cimrl_jax.types import Batch, Method, Metrics, Model, Params, Spec, Stage, TrainState
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def init_params(key: Key[Array, ""], *, model: Model, method: Method, spec: Spec) -> tuple[Params, Any]:
+    """({"model", "method"}: fresh parameters, the method's state)."""
+    own, state = method.init(jax.random.fold_in(key, 1), spec)
+    return {"model": model.init(jax.random.fold_in(key, 0)), "method": own}, state
+
+
+def init_member(
+    seed: Int[Array, ""], hyper: Mapping[str, Float[Array, ""]], *, model: Model, method: Method, spec: Spec, optimizer: MakeOptimizer
+) -> TrainState:
+    """One member's state before the first step."""
+    key = jax.random.key(seed)
+    params, state = init_params(key, model=model, method=method, spec=spec)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), key=key, params=params, opt_state=optimizer(hyper).init(params), method=state, hyper=dict(hyper)
+    )
+
+
+def make_step(model: Model, stage: Stage, optimizer: MakeOptimizer, *, augment: bool) -> Step:
+    """One update of one member."""
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.fold_in(state.key, 2), state.step)  # an address, not a history: see TrainState.key
+        if augment:
+            batch = batch.replace(inputs=model.perturb(batch.inputs, jax.random.fold_in(key, 0)))
+
+        def objective(params: Params) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
+            return stage.loss(state.method, state.hyper, model, params, batch, jax.random.fold_in(key, 1))
+
+        gradient, (method, metrics) = jax.grad(objective, has_aux=True)(state.params)
+        updates, opt_state = optimizer(state.hyper).update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = metrics | {"gradient_norm": optax.global_norm(gradient)}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, method=method), metrics
+
+    return step
+
+
+def resident(data: tuple[Batch, Int[Array, "k s b"]], k: Int[Array, ""]) -> Batch:
+    """Every member's k-th batch `[s, b, ...]`, gathered from columns that hold the whole split on the device."""
+    columns, rows = data
+    return jax.vmap(lambda own: jax.tree.map(lambda column: column[own], columns))(rows[k])
+
+
+def streamed(data: Batch, k: Int[Array, ""]) -> Batch:
+    """Every member's k-th batch `[s, b, ...]`, from a chunk of batches `[k, s, b, ...]` that came from the host."""
+    return jax.tree.map(lambda column: column[k], data)
+
+
+def make_chunk(step: Step, fetch: Callable[[Any, Int[Array, ""]], Batch]) -> Callable[..., tuple[TrainState, Metrics]]:
+    """`(states [s], data, count) -> (states, metrics [s])`: `count` steps of every member on what `fetch` takes from data, metrics averaged over them.
+
+    `count` is traced: a shorter last chunk runs the same program.
+    """
+
+    def chunk(states: TrainState, data: Any, count: Int[Array, ""]) -> tuple[TrainState, Metrics]:
+        def one(states: TrainState, k: Int[Array, ""]) -> tuple[TrainState, Metrics]:
+            return jax.vmap(step)(states, fetch(data, k))
+
+        shapes = jax.eval_shape(one, states, count)[1]
+
+        def body(k: Int[Array, ""], carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+            states, metrics = one(carry[0], k)
+            return states, jax.tree.map(jnp.add, carry[1], metrics)
+
+        states, totals = jax.lax.fori_loop(0, count, body, (states, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)))
+        return states, jax.tree.map(lambda x: x / jnp.maximum(count, 1), totals)
+
+    return chunk

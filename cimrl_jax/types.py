@@ -1,0 +1,163 @@
+"""The records that every floor shares. Records only: no logic beyond reading a field.
+
+The central idea is the *slot*. Whatever a modality is (pixels, words, a spectrogram, the columns of a table), the model's `embed` turns it into
+`Slots`: floats `[b, n, d]` with a validity mask `[b, n]`. Everything causal is written once, for slots, for any number of modalities.
+
+Letters in shapes: b examples, n slots, d width of a slot, c classes, g groups, m modality (a name), e width of an element.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import flax.struct
+from jaxtyping import Array, Bool, Float, Int, Key
+
+Kind = Literal["image", "text", "spectrogram", "table", "slots"]
+Params = Any  # a tree of float arrays
+Hyper = Mapping[str, Float[Array, ""]]
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """What one modality looks like before the model sees it, as its data set declares it.
+
+    `shape` is that of one raw example, `dtype` its type as it crosses to the device:
+    image `[h, w, c]` uint8; text `[length]` int32 ids, 0 is padding; spectrogram `[time, mel]` float32; table `[columns]` float32;
+    slots `[n, d]` float32 (already slots: the synthetic data).
+    """
+
+    kind: Kind
+    shape: tuple[int, ...]
+    dtype: str
+    vocabulary: tuple[str, ...] = ()
+    """Text: the word of each id. Id 0 is padding, id 1 the unknown word."""
+    columns: tuple[str, ...] = ()
+    """Table: the name of each column."""
+    flip: bool = True
+    """Image: whether a mirrored picture means the same (not so for digits and X-rays)."""
+    mean: tuple[float, ...] = (0.5,)
+    """Image, per channel in 0..1; table, per column: subtracted before the model."""
+    std: tuple[float, ...] = (0.5,)
+    """Divides after the mean was subtracted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotSpec:
+    """The layout of one modality's slots: `count` slots of width `width`, each made of `width // element` elements of `element` numbers.
+
+    An element is the finest part that can carry a cue: a pixel's channels in an image's patch. `low` and `high` bound valid values (None: unbounded).
+    """
+
+    kind: Kind
+    count: int
+    width: int
+    element: int
+    low: float | None = None
+    high: float | None = None
+    grid: tuple[int, int] | None = None
+    """Rows and columns, where the slots lie on a plane."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What a method may know before training: sizes, and the training split's class and (only if it declares `needs_groups`) group counts."""
+
+    num_classes: int
+    num_groups: int
+    num_examples: int
+    steps: int
+    slots: Mapping[str, SlotSpec]
+    class_counts: tuple[int, ...]
+    group_counts: tuple[int, ...] = ()
+
+
+@flax.struct.dataclass
+class Slots:
+    values: Float[Array, "*b n d"]
+    mask: Bool[Array, "*b n"]
+
+
+@flax.struct.dataclass
+class Batch:
+    inputs: dict[str, Array]
+    """Raw, per modality: see `Feature`."""
+    present: dict[str, Bool[Array, "*b"]]
+    """False where an example lacks that modality."""
+    label: Int[Array, "*b"]
+    group: Int[Array, "*b"]
+    """label x attribute; -1 where unknown."""
+    index: Int[Array, "*b"]
+    """Row in the data set's split."""
+    weight: Float[Array, "*b"]
+    """0 on padding; it scales the example in every mean."""
+
+
+@flax.struct.dataclass
+class Outputs:
+    logits: Float[Array, "*b c"]
+    """The prediction (float32)."""
+    heads: dict[str, Float[Array, "*b c"]]
+    """One per modality under its name, plus "shared" and "combined"."""
+    codes: dict[str, Float[Array, "*b d"]]
+    """One per modality under its name, plus "shared" (the fused code) and "projection" (for contrast)."""
+    extras: dict[str, Array]
+
+
+class Model(NamedTuple):
+    """Pure functions of parameters. `key=None` means evaluation (no dropout)."""
+
+    init: Callable[[Key[Array, ""]], Params]
+    embed: Callable[[Params, Mapping[str, Array], Mapping[str, Array]], dict[str, Slots]]
+    """(params, inputs, present) -> slots. An absent modality's mask is False throughout."""
+    encode: Callable[..., dict[str, Array]]
+    """(params, slots, key=None) -> codes {modality and "shared": [b, d]}."""
+    decide: Callable[..., Outputs]
+    """(params, codes) -> Outputs."""
+    perturb: Callable[[Mapping[str, Array], Key[Array, ""]], dict[str, Array]]
+    """(inputs, key) -> another view of the same examples (METHODS 1.5), on the device, same shapes and types."""
+    regions: Callable[[Mapping[str, Array]], dict[str, Array]]
+    """Raw masks {m: [b, *raw shape]} -> the share of each slot that they cover {m: [b, n]} in 0..1."""
+    render: Callable[[Params, Mapping[str, Array]], dict[str, Array]]
+    """(params, slot values {m: [b, n, d]}) -> what they look like, raw: pictures uint8, the nearest word ids, numbers."""
+    slots: Mapping[str, SlotSpec]
+
+
+class Stage(NamedTuple):
+    """One part of a method's training.
+
+    `loss(method_state, hyper, model, params, batch, key) -> (scalar, (method_state, metrics))`, `params = {"model": ..., "method": ...}`.
+    `enter(method_state, params, fresh) -> (method_state, params)` runs once before the stage; `fresh` are newly initialised parameters.
+    """
+
+    share: float
+    loss: Callable[..., Any]
+    enter: Callable[..., Any] | None = None
+
+
+class Method(NamedTuple):
+    """A way of training, as a record of pure functions (see `methods/base.py`)."""
+
+    init: Callable[[Key[Array, ""], Spec], tuple[Params, Any]]
+    """(key, spec) -> (the method's own trainable parameters, its state)."""
+    stages: tuple[Stage, ...]
+    hyper: Mapping[str, float]
+    """Every number that may be swept without a new compile."""
+    explain: Callable[..., dict[str, dict[str, Array]]]
+    """(method_state, hyper, model, params, batch, key) -> {"evidence": {m: [b, n]}, "chosen": {m: [b, n] in 0..1}, "edited": {m: [b, n, d]}}."""
+    needs_groups: bool = False
+    sampling: Literal["uniform", "group", "class"] = "uniform"
+
+
+@flax.struct.dataclass
+class TrainState:
+    step: Int[Array, ""]
+    key: Key[Array, ""]
+    """The member's root key: every random number is an address under it, so that resuming needs no history."""
+    params: Params
+    opt_state: Any
+    method: Any
+    hyper: dict[str, Float[Array, ""]]

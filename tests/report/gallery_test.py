@@ -1,0 +1,85 @@
+"""The gallery: pictures survive, the chosen slots are outlined where they lie, the heat is where the evidence is."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cimrl_jax.errors import UserError
+from cimrl_jax.report import gallery
+
+
+def _pixels(picture):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 1), (4, 3, 2), (5, 7, 3), (6, 2, 4), (1, 1, 3)])
+def test_a_png_holds_its_pixels(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    np.testing.assert_array_equal(_pixels(gallery.encode_png(pixels)), pixels[..., 0] if shape[2:] == (1,) else pixels)
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((2, 2, 3)), np.zeros((2, 2, 5), np.uint8), np.zeros(4, np.uint8), np.zeros((0, 2, 3), np.uint8)])
+def test_other_arrays_are_refused(pixels):
+    with pytest.raises(UserError, match="expected uint8"):
+        gallery.encode_png(pixels)
+
+
+def test_entries_survive_the_file(sample, tmp_path):
+    entries = sample.entries(2)
+    entries[1] |= {"image": None, "edited_image": None}
+    gallery.save(tmp_path / "gallery.json", entries)
+    first, second = gallery.read(tmp_path / "gallery.json")
+    np.testing.assert_array_equal(_pixels(first["edited_image"]), entries[0]["edited_image"])
+    np.testing.assert_allclose(first["evidence"]["image"], entries[0]["evidence"]["image"])
+    assert second["image"] is None and second["words"] == entries[1]["words"] and first["grid"] == {"image": [7, 7]}
+    assert gallery.read(tmp_path / "none.json") == []
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[1]"])
+def test_a_broken_gallery_is_refused(tmp_path, text):
+    (tmp_path / "gallery.json").write_text(text)
+    with pytest.raises(UserError, match="delete it"):
+        gallery.read(tmp_path / "gallery.json")
+    with pytest.raises(UserError, match="not a base64 PNG"):
+        gallery.card({"image": "<script>"})
+
+
+def test_a_card_shows_every_stage_of_the_example(sample, tmp_path):
+    gallery.save(tmp_path / "gallery.json", sample.entries(1))
+    card = gallery.card(gallery.read(tmp_path / "gallery.json")[0])
+    assert [panel.title for panel in card.panels] == ["original", "evidence", "chosen", "counterfactual", "table"]
+    assert dict(card.facts) | {"predicted": "one", "after the edit": "zero"} == dict(card.facts) and not card.right
+    assert [word.text for word in card.words if word.chosen] == ["bright", "red"]
+    assert [word.text for word in card.edited_words if word.changed] == ["pale", "green"]
+    styles = {word.text: word.style for word in card.words}
+    assert styles["red"] == "background: rgb(213, 94, 0, 0.60)" and styles["ink"].startswith("background: rgb(0, 114, 178, 0.18") and not styles["in"]
+
+
+def test_the_outline_is_the_border_of_the_chosen_region():
+    entry = {"image": gallery.encode_png(np.zeros((8, 8, 3), np.uint8)), "grid": {"pixels": [4, 4]}, "chosen": {"pixels": [0.0] * 16}}
+    entry["chosen"]["pixels"][5:7] = [1.0, 0.6]  # two neighbours in the second line: x 2..6, y 2..4
+    entry["chosen"]["pixels"][15] = 0.4
+    panel = gallery.card(entry).panels[-1]
+    sides = {tuple(side) for side in re.findall(r"M(\d+) (\d+)([hv])(\d+)", panel.outline)}
+    border = {("2", "2", "h", "2"), ("4", "2", "h", "2"), ("2", "4", "h", "2"), ("4", "4", "h", "2"), ("2", "2", "v", "2"), ("6", "2", "v", "2")}
+    assert sides == border and panel.alt == "the example with 2 chosen slots outlined"
+
+
+def test_the_heat_is_strongest_and_signed_where_the_evidence_is():
+    evidence = [0.0, 0.5, -1.0, None, 0.25, 0.0]
+    entry = {"image": gallery.encode_png(np.zeros((2, 3, 3), np.uint8)), "grid": {"image": (2, 3)}, "evidence": {"image": evidence}}
+    heat = _pixels(gallery.card(entry).panels[-1].layers[-1]).reshape(6, 4)
+    assert heat[:, 3].argsort().tolist()[-3:] == [4, 1, 2] and (heat[[0, 3, 5], 3] == 0).all()
+    assert tuple(heat[1, :3]) == gallery.TOWARDS and tuple(heat[2, :3]) == gallery.AGAINST
+
+
+def test_slots_without_a_picture_or_a_grid_are_shown_in_lines():
+    card = gallery.card({"evidence": {"slots": [1.0] * 40}, "chosen": {"slots": [0] * 39 + [1]}})
+    assert [(panel.title, panel.width // gallery.CELL, panel.height // gallery.CELL) for panel in card.panels] == [("slots", 32, 2)]
+    assert "40 slots of slots" in card.panels[0].alt and card.words == []

@@ -1,0 +1,214 @@
+"""The page: whole, self-contained, deaf to what users write into names, and made from whatever was measured."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import pathlib
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import cimrl_jax
+from cimrl_jax.errors import UserError
+from cimrl_jax.report import gallery, page
+from cimrl_jax.report.figures import figures
+from cimrl_jax.report.verdict import verdict
+
+ROOT = pathlib.Path(cimrl_jax.__file__).parents[1]
+EVIL = "<script>alert('x')</script>\" onload=\"y & $a$ {{ 7 * 7 }} --> ]]>"
+SECTIONS = ["verdict", "summary", "groups", "seeds", "curves", "identification", "gallery", "cost", "setup", "remake"]
+
+
+class Reader(html.parser.HTMLParser):
+    """Collects tags, ids of sections and visible text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.depth: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def sections(self):
+        return [attributes["id"] for tag, attributes in self.tags if tag == "section"]
+
+
+@pytest.fixture
+def whole(sample, tmp_path) -> str:
+    gallery.save(tmp_path / "gallery.json", sample.entries(2))
+    return page.render(sample.results(warnings=["take care"]), sample.metrics(), gallery.read(tmp_path / "gallery.json"))
+
+
+def test_every_section_is_there_in_reading_order(whole):
+    read = Reader(whole)
+    assert read.sections() == SECTIONS
+    labels = [attributes.get("aria-label") or "" for _, attributes in read.tags if attributes.get("role") == "img"]
+    assert len(labels) == 4 + 2 * 5 and all(labels)  # groups, seeds, gap, curves; five panels an example
+    for word in (
+        "coloured digits",
+        "take care",
+        "79 %",
+        "worst-class accuracy",
+        "hit rate",
+        "counterfactual",
+        "3.00×",
+        "depth: 2",
+        "report --workdir",
+    ):
+        assert word in re.sub(r"\s+", " ", read.text), word
+
+
+def test_nothing_is_loaded_from_anywhere(whole):
+    read = Reader(whole)
+    loads = [value for _, attributes in read.tags for name, value in attributes.items() if name in ("src", "href", "xlink:href", "srcset", "data")]
+    assert loads and all(value and value.startswith(("data:image/png;base64,", "#")) for value in loads)
+    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in read.tags}
+    assert "http" not in whole.replace("http-equiv", "") and "@import" not in whole
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", whole))
+
+
+def test_ids_are_unique_and_every_reference_is_met(whole):
+    read = Reader(whole)
+    ids = [attributes["id"] for _, attributes in read.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    uses = {value[1:] for _, attributes in read.tags for name, value in attributes.items() if name.endswith("href") and value and value[0] == "#"}
+    assert uses and uses | set(re.findall(r"url\(#([^)]*)\)", whole)) <= set(ids)
+
+
+def _poison(value: Any, key: str = "") -> Any:
+    """Every text that a user may have written, poisoned; what the code itself looks up is left."""
+    if isinstance(value, dict):
+        kept = {"test", "test_balanced", "test_flipped"}
+        named = key in ("groups", "identification", "config", "environment", "hyper", "gap_closed")
+        return {(EVIL + name if named and name not in kept else name): _poison(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_poison(item, key) for item in value]
+    return EVIL + value if isinstance(value, str) and key not in ("image", "edited_image", "split", "metric") else value
+
+
+def test_what_users_write_is_text(sample, tmp_path):
+    gallery.save(tmp_path / "gallery.json", sample.entries(1))
+    entry = _poison(gallery.read(tmp_path / "gallery.json")[0])
+    entry["split"] = EVIL
+    lines = _poison(sample.runs())
+    config = {"name": EVIL, EVIL: EVIL, "data": {"name": EVIL}, "evaluate": {"level": 0.9}}
+    metrics = _poison(sample.metrics()) + [{"method": EVIL, "seed": EVIL, "step": 1, "loss": 0.1}]
+    gaps = {f"{EVIL}cimrl": {"mean": 0.5, "ci95": [0.4, 0.6], "n": 5}}
+    results = sample.results(lines, config=config, environment={EVIL: EVIL, "cimrl_jax": EVIL}, gap_closed=gaps, warnings=[EVIL])
+    text = page.render(results, metrics, [entry])
+    read = Reader(text)
+    assert not [tag for tag, attributes in read.tags if tag == "script" or "onload" in attributes]
+    assert "<script" not in text and read.sections() == SECTIONS
+    assert EVIL in read.text and "{{ 7 * 7 }}" in read.text
+    assert read.text.count("<script>alert('x')</script>") > 30
+
+
+def test_a_page_comes_from_whatever_was_measured(sample):
+    lines = sample.runs(methods=("cimrl",), seeds=(0,))
+    for run in lines:
+        run["identification"] = None
+        run["train"] = {}
+        run["selected_by"] = None
+        for split in run["splits"].values():
+            split.update(dict.fromkeys(split), groups={})
+    read = Reader(page.render(sample.results(lines, gap_closed={"cimrl": None}, config={}), [{"method": "cimrl", "step": None, "loss": None}], []))
+    assert read.sections() == SECTIONS and "<svg" not in read.text
+    assert not [tag for tag, _ in read.tags if tag == "svg"]
+    for told in (
+        "No group labels were at hand",
+        "No worst-group accuracy",
+        "No metrics were logged",
+        "No examples were saved",
+        "ERM was not trained",
+    ):
+        assert told in read.text
+    bare = sample.results([], summary=[], gap_closed={})
+    assert Reader(page.render(bare, [], [])).sections() == SECTIONS
+
+
+def test_a_page_is_made_from_the_workdir_alone_and_without_jax(sample, tmp_path):
+    sample.results().save(tmp_path / "results.json")
+    gallery.save(tmp_path / "gallery.json", sample.entries(1))
+    lines = [json.dumps(row) for row in sample.metrics()]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"method": "er')
+    program = "import sys; from cimrl_jax.report.page import write_page; print(write_page(sys.argv[1])); assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == str(tmp_path / "report.html")
+    assert Reader((tmp_path / "report.html").read_text(encoding="utf-8")).sections() == SECTIONS
+
+
+def test_broken_lines_of_the_metrics_are_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "loss": NaN}\n{"step": 2, "lo{"step": 2}\n[3]\n\n{"step": 4}\n{"step": 5, "na\xc3')
+    assert page.read_metrics(path) == [{"step": 1, "loss": None}, {"step": 4}]
+    assert page.read_metrics(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize("package", ["jinja2", "matplotlib"])
+def test_a_missing_extra_is_named(sample, monkeypatch, package):
+    for name in [name for name in sys.modules if name.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=r"pip install 'cimrl_jax\[report\]'"):
+        page.render(sample.results(), [], [])
+
+
+def test_the_verdict_follows_the_numbers(sample):
+    told = " ".join(verdict(sample.results())).replace("\xa0", " ")
+    assert "ERM fell for the shortcut" in told and "cimrl closes 79 % of that gap (95 % interval 73 to 85 %)" in told and "no group label" in told
+    worse = verdict(sample.results(gap_closed={"cimrl": {"mean": -0.2, "ci95": [-0.3, -0.1]}}))
+    assert "does worse than ERM, by 20 % of that gap (95 % interval 10 to 30 %)" in " ".join(worse).replace("\xa0", " ")
+    lines = sample.runs()
+    for run in lines:
+        run["splits"]["test_flipped"]["accuracy"] = run["splits"]["test"]["accuracy"]
+    assert "did not fall" in verdict(sample.results(lines))[0]
+    doubtful = verdict(sample.results(gap_closed={"cimrl": {"mean": 0.2, "ci95": [-0.1, 0.5]}}))
+    assert "may be chance" in " ".join(doubtful) and "may be chance" not in told
+
+
+def test_figures_are_drawn_from_the_numbers(sample):
+    lines = sample.runs()
+    for run in lines:
+        run["splits"]["test"]["bins"] = [{"confidence": 0.5, "accuracy": 0.4, "n": 10}, {"confidence": None, "accuracy": None, "n": 0}]
+    drawn = figures(sample.results(lines), sample.metrics())
+    assert list(drawn) == ["groups", "seeds", "gap", "reliability", "curves"]
+    cell = sample.results(lines).cell("erm", "test_balanced", "group_accuracy/zero, red")
+    assert f"erm: worst zero, red, {100 * cell.mean:.1f}." in drawn["groups"].alt
+    assert "var(--series-0, #0072b2)" in drawn["gap"].svg and "var(--ink, #1b1f24)" in drawn["gap"].svg
+    again = figures(sample.results(lines), sample.metrics())
+    assert {name: picture.svg for name, picture in drawn.items()} == {name: picture.svg for name, picture in again.items()}
+
+
+def test_a_name_is_drawn_as_it_is_written(sample):
+    lines = sample.runs()
+    for run in lines:
+        run["method"] = {"cimrl": "$x_1$ <b>&"}.get(run["method"], run["method"])
+    drawn = figures(sample.results(lines), [])
+    assert "$x_1$ &lt;b&gt;&amp;" in drawn["groups"].svg and "$x_1$ &lt;b&gt;&amp;" in drawn["seeds"].svg and "<b>" not in drawn["seeds"].svg
+
+
+def test_of_many_groups_the_hardest_are_shown(sample):
+    names = tuple(f"group {number:02d}" for number in range(20))
+    lines = sample.runs()
+    for run in lines:
+        run["splits"] = {"test_balanced": sample.split(0.1, names)}
+        for number, name in enumerate(names):
+            run["splits"]["test_balanced"]["groups"][name]["accuracy"] = 0.9 - number / 100
+    drawn = figures(sample.results(lines), [])["groups"]
+    assert "12 hardest of 20" in drawn.caption and "group 19" in drawn.svg and "group 08" in drawn.svg and "group 07" not in drawn.svg
+
+
+def test_a_step_told_twice_counts_once(sample):
+    rows = [{"method": "erm", "seed": 0, "step": 1, "loss": 1.0}, {"method": "erm", "seed": 0, "step": 2, "loss": 0.5}]
+    results = sample.results()
+    assert figures(results, rows)["curves"].svg == figures(results, [{**rows[0], "loss": 7.0}, *rows])["curves"].svg

@@ -1,0 +1,101 @@
+"""The tables say what the results hold."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from cimrl_jax.report import tables
+
+
+def _console(results, width=80):
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(tables.console_table(results))
+    return stream.getvalue()
+
+
+def test_a_row_holds_the_method_s_numbers(sample):
+    results = sample.results()
+    erm, cimrl, ceiling = tables.rows(results)
+    assert [row.method for row in (erm, cimrl, ceiling)] == ["erm", "cimrl", "ceiling"]
+    assert cimrl.balanced == results.cell("cimrl", "test_balanced", "worst_group_accuracy")
+    assert cimrl.flipped == results.cell("cimrl", "test_flipped", "worst_group_accuracy")
+    assert cimrl.gap is not None and cimrl.gap.mean == 0.79
+    assert (erm.cost, cimrl.cost) == (1.0, 3.0)
+    assert [row.best for row in (erm, cimrl, ceiling)] == [False, True, False]  # the ceiling is higher, but cannot be had
+
+
+def test_a_ceiling_that_is_reached_is_still_not_the_best(sample):
+    lines = sample.runs(methods=("cimrl", "ceiling"))
+    for run in lines:
+        run["splits"]["test_balanced"]["worst_group_accuracy"] = 0.5
+    assert [row.best for row in tables.rows(sample.results(lines))] == [True, False]
+
+
+def test_labels_are_told_from_what_the_runs_say(sample):
+    lines = sample.runs()
+    for run in lines:
+        if run["method"] == "erm":
+            run["selected_by"] = "worst_group"
+        elif run["method"] == "cimrl":
+            run["needs_groups"] = True
+        else:
+            del run["needs_groups"]
+    assert [row.labels for row in tables.rows(sample.results(lines))] == ["to select", "groups", "–"]
+
+
+def test_the_console_table_fits_80_columns_whole(sample):
+    text = _console(sample.results())
+    assert "…" not in text
+    row = next(line for line in text.splitlines() if line.startswith("cimrl"))
+    cell = sample.results().cell("cimrl", "test_balanced", "worst_group_accuracy")
+    assert f"{100 * cell.mean:.1f} ± {100 * cell.std:.1f}" in row and "3.00×" in row
+    assert f"{100 * cell.low:.1f}..{100 * cell.high:.1f}" in text and "73.0..85.0" in text and "over 5 seeds" in text
+
+
+def test_brackets_in_a_name_are_not_markup(sample):
+    lines = sample.runs(methods=("erm",))
+    for run in lines:
+        run["method"] = "[red]erm[/red]"
+    assert "[red]erm[/red]" in _console(sample.results(lines), width=120)
+
+
+def test_the_markdown_table_is_a_table(sample):
+    lines = sample.runs()
+    for run in lines:
+        run["selected_by"] = "a|b\nc"
+    rows = [line for line in tables.markdown_table(sample.results(lines)).splitlines() if line.startswith("|")]
+    assert len(rows) == 5 and {row.replace("\\|", "").count("|") for row in rows} == {9}
+    assert "**cimrl**" in rows[3] and "**erm**" not in rows[2] and "a\\|b c" in rows[2]
+
+
+def test_null_metrics_become_dashes(sample):
+    lines = sample.runs()
+    for run in lines:
+        run["train"] = {"steps": 800, "seconds": None}
+        for split in run["splits"].values():
+            split.update(dict.fromkeys(("accuracy", "worst_group_accuracy")))
+    row = tables.rows(sample.results(lines, gap_closed={"cimrl": None}))[1]
+    assert (row.accuracy, row.balanced, row.flipped, row.gap, row.cost, row.best) == (None, None, None, None, None, False)
+    assert "–" in _console(sample.results(lines, gap_closed={}))
+
+
+def test_identification_is_averaged_by_modality_and_region(sample):
+    lines = sample.runs(methods=("cimrl",), seeds=(0, 1))
+    for run, recall in zip(lines, (0.2, 0.4), strict=True):
+        run["identification"] = {"image": {"shortcut": {"recall": recall, "n": 500.0}, "cause": {"recall": None, "kl": 2.5}}}
+    names, found = tables.identification_rows(sample.results(lines))
+    assert names == ["recall", "kl"]
+    (method, where, cells), (_, other, others) = found
+    assert (method, where, other) == ("cimrl", "image, shortcut", "image, cause")
+    assert tables.measure(cells[0], "recall") == "30.0 ± 14.1" and cells[1] is None
+    assert others[0] is None and tables.measure(others[1], "kl") == "2.5 ± 0"
+
+
+def test_costs_are_means_relative_to_erm(sample):
+    lines = sample.runs()
+    lines[0]["train"]["seconds"] = 100.0  # one of ERM's five; the others took 50
+    costs = {cost.method: cost for cost in tables.cost_rows(sample.results(lines))}
+    assert costs["erm"].seconds == 60.0 and costs["cimrl"].relative == 2.5
+    assert tables.cost_rows(sample.results(sample.runs(methods=("cimrl",))))[0].relative is None
