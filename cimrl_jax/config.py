@@ -87,7 +87,7 @@ class TrainConfig:
     """Steps per jitted call. Metrics are written once a chunk."""
     eval_every: Annotated[int, Range(low=0)] = 100
     """Steps between evaluations on the validation split, from which the model is selected; 0 evaluates once, at the end."""
-    checkpoint_every: Annotated[int, Range(low=0)] = field(default=0, metadata=SAME_NUMBERS)
+    checkpoint_every: Annotated[int, Range(low=0)] = field(default=200, metadata=SAME_NUMBERS)
     """Steps between checkpoints from which a killed run resumes; 0 saves once, at the end."""
     select_from: Annotated[float, Range(low=0, below=1)] = 0.5
     """Share of the steps before which no model is selected (early models are good by luck)."""
@@ -95,17 +95,19 @@ class TrainConfig:
     """Devices along which the seeds of a sweep are spread; 0 chooses."""
     mesh_data: Annotated[int, Range(low=0)] = field(default=0, metadata=SAME_NUMBERS)
     """Devices along which each batch is spread; 0 chooses."""
+    members_together: Annotated[int, Range(low=0)] = field(default=0, metadata=SAME_NUMBERS)
+    """Seeds that are vmapped at a time, to bound memory; the groups of them run one after the other. 0: all at once."""
     compile_cache: bool = field(default=True, metadata=SAME_NUMBERS)
     """Whether compiled programs are kept on disk, so that the next run starts in a second."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    selection: Literal["worst_class", "worst_group", "average"] = "worst_class"
-    """The validation accuracy that selects the model among those of train.eval_every. worst_group reads the validation split's group labels."""
+    selection: Literal["worst_class", "worst_group", "average", "last"] = "worst_class"
+    """The validation accuracy that selects the model among those of train.eval_every; last takes the last. worst_group reads validation groups."""
     ceiling: bool = True
     """Whether ERM is also trained on data without the shortcut, where the data set can make it: the accuracy to aim at."""
-    batch_size: Annotated[int, Range(low=1)] = field(default=500, metadata=SAME_NUMBERS)
+    batch_size: Annotated[int, Range(low=1)] = field(default=200, metadata=SAME_NUMBERS)
     """Examples per evaluation call."""
     bootstrap: Annotated[int, Range(low=1)] = 1000
     """Resamples of the seeds behind each interval."""

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from cimrl_jax import metrics
-from cimrl_jax.config import Config, fingerprint, load as load_config, to_dict, to_yaml
+from cimrl_jax.config import Config, fingerprint, to_dict, to_yaml
+from cimrl_jax.config import load as load_config
 from cimrl_jax.data import source as sources
 from cimrl_jax.data import synonyms, views
 from cimrl_jax.data.source import Dataset
@@ -134,7 +135,8 @@ def program(config: Config, dataset: Dataset, model: Model, method: str, *, labe
         )
     classes = sources.class_counts(source, len(dataset.class_names))
     if 0 in classes:
-        raise UserError(f"data set {dataset.name!r} ({split}) has no example of class {dataset.class_names[classes.index(0)]!r}; every class needs one")
+        missing = dataset.class_names[classes.index(0)]
+        raise UserError(f"data set {dataset.name!r} ({split}) has no example of class {missing!r}; every class needs one")
     spec = Spec(
         num_classes=len(dataset.class_names),
         num_groups=len(dataset.group_names),
@@ -144,6 +146,7 @@ def program(config: Config, dataset: Dataset, model: Model, method: str, *, labe
         class_counts=classes,
         group_counts=sources.group_counts(source, len(dataset.group_names)) if record.needs_groups else (),
     )
+    mesh = make_mesh(members=len(config.seeds), batch_size=train.batch_size, mesh_member=train.mesh_member, mesh_data=train.mesh_data)
     hyper = {**record.hyper, "learning_rate": train.learning_rate, "weight_decay": train.weight_decay}
     return loop.Program(
         name=label or method,
@@ -154,11 +157,12 @@ def program(config: Config, dataset: Dataset, model: Model, method: str, *, labe
         source=source,
         seeds=config.seeds,
         hyper=(hyper,) * len(config.seeds),
-        mesh=make_mesh(members=len(config.seeds), batch_size=train.batch_size, mesh_member=train.mesh_member, mesh_data=train.mesh_data),
+        mesh=mesh,
         batch_size=train.batch_size,
         chunk=train.chunk,
         augment=config.data.augment,
         resident=config.data.resident,
+        together=train.members_together,
     )
 
 
@@ -217,7 +221,7 @@ def _evaluate(
             measured[name] = robustness.evaluate_split(logits, source, shares, dataset.group_names)
     where = "test_balanced" if "test_balanced" in dataset.splits else "test"
     members = explain.Members(own.name, own.method, own.model, trained.params, trained.method, trained.hyper)
-    found, cards = explain.examine(members, dataset, where, batch_size=config.evaluate.batch_size, shown=config.report.examples)
+    found, cards = explain.examine(members, dataset, where, shown=config.report.examples)
     seconds, steps = trained.clock["seconds"], trained.clock["steps_timed"]
     train = {
         "steps": own.spec.steps,
@@ -258,7 +262,7 @@ def _results(config: Config, runs: list[dict[str, Any]], built: Assembly) -> Res
         whole = len(erm) == len(ceiling) == len(values(name)) > 0
         gaps[name] = robustness.gap_closed(values(name), erm, ceiling, level=level, resamples=resamples) if whole else None
     if gaps and not ceiling:
-        warnings.append(f"no ceiling run (it needs evaluate.ceiling, the method {BASELINE} and a split {RANDOMISED}), so no share of the gap is given")
+        warnings.append(f"no ceiling run (it needs evaluate.ceiling, the method {BASELINE}, a split {RANDOMISED}), so no share of the gap is given")
     if erm:
         fall = robustness.fell_for_shortcut([run["splits"] for run in runs if run["method"] == BASELINE])
         warnings += [fall.warning] if fall.warning else []

@@ -12,5 +12,5 @@ config = {
     "seeds": (0, 1, 2, 3, 4),
     "data": {"name": "digits"},
     "model": {"dim": 48, "image": {"encoder": "vit", "depth": 2}},
-    "train": {"steps": 800, "batch_size": 64, "learning_rate": 1e-3},
+    "train": {"steps": 600, "batch_size": 64, "learning_rate": 1e-3},
 }

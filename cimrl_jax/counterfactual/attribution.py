@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cimrl_jax.types import Slots
 
@@ -22,7 +22,7 @@ def attribute(logits: Logits, slots: Mapping[str, Slots], target: Int[Array, " b
     values = {m: s.values for m, s in slots.items()}
 
     def margin(values: dict[str, Array]) -> tuple[Array, Array]:
-        out = logits({m: s.replace(values=values[m]) for m, s in slots.items()})  # [b, c]
+        out = logits({m: Slots(values[m], s.mask) for m, s in slots.items()})  # [b, c]
         chosen = jnp.take_along_axis(out, target[:, None], axis=-1)[:, 0]
         rest = (jnp.sum(out, axis=-1) - chosen) / max(out.shape[-1] - 1, 1)
         return jnp.sum(chosen - rest), out
@@ -36,7 +36,7 @@ def evidence(gradient: Mapping[str, Float[Array, "b n w"]], slots: Mapping[str, 
     return {m: jnp.where(s.mask, jax.nn.relu(jnp.sum(gradient[m] * s.values, axis=-1)), 0.0) for m, s in slots.items()}
 
 
-def choose(scores: Float[Array, "b n"], mask: Float[Array, "b n"], *, threshold: Float[Array, ""] | float) -> Float[Array, "b n"]:
+def choose(scores: Float[Array, "b n"], mask: Bool[Array, "b n"], *, threshold: Float[Array, ""] | float) -> Float[Array, "b n"]:
     """1 on the slots whose score is at least `threshold` times the example's highest, 0 elsewhere; nothing where all scores are 0.
 
     Relative, not top-k: a cue that sits in one word chooses one slot, a cue that covers the whole ground chooses nearly all.

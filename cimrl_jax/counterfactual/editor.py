@@ -76,6 +76,24 @@ def fit(params: Params, slots: Mapping[str, Slots], batch: Batch, q: Float[Array
     return total
 
 
+class Model(NamedTuple):
+    """What "memory", "gradient" and the gradient step need to know of the model: its gradient, what it predicts, and its soft error `1 - p_y`."""
+
+    gradient: Mapping[str, Float[Array, "b n d"]]
+    predicted: Int[Array, " b"]
+    error: Float[Array, " b"]
+
+
+class _Look(NamedTuple):
+    """What is known of one modality of the batch before it is edited."""
+
+    slots: Slots
+    reading: Float[Array, "b c"]
+    evidence: Float[Array, "b n"]
+    chosen: Float[Array, "b n"]
+    weight: Float[Array, " b"]
+
+
 def edit(
     plan: Plan,
     params: Params,
@@ -86,115 +104,105 @@ def edit(
     key: Key[Array, ""],
     *,
     blank: Mapping[str, Float[Array, " d"]],
-    gradient: Mapping[str, Float[Array, "b n d"]] | None = None,
-    predicted: Int[Array, " b"] | None = None,
-    error: Float[Array, " b"] | None = None,
+    model: Model | None = None,
 ) -> tuple[Edit, Any]:
-    """Edits every modality by itself. `gradient`, `predicted` and `error` are the model's (needed by "memory", "gradient" and the gradient step)."""
+    """Edits every modality by itself; returns the outcome and the new state. `blank` are the learned mask embeddings."""
     out = Edit({}, {}, {}, {}, {})
     state = {part: dict(values) for part, values in state.items()}
     for stream, m in enumerate(sorted(slots)):
-        live, own, key_m = slots[m], jax.lax.stop_gradient(slots[m]), jax.random.fold_in(key, stream)
-        logits, per_slot = reference.read(params[m], own)
-        reading = jax.nn.softmax(logits)
-        weight = batch.weight * batch.present[m]
-        if plan.identify in ("memory", "gradient") or plan.intervention == "gradient":
-            assert gradient is not None and predicted is not None and error is not None
-            speaks = attribution.evidence({m: gradient[m]}, {m: own})[m]
-            state["misleading"][m] = memory.update_misleading(
-                state["misleading"][m], own, evidence=speaks, predicted=predicted, error=error, weight=weight, decay=hyper["decay"]
-            )
-        if plan.identify == "reference":
-            scores = reference.evidence(per_slot, own.mask, jnp.argmax(reading, axis=-1))
-        elif plan.identify == "memory":
-            scores = memory.resemblance(state["misleading"][m], own, predicted)
-        elif plan.identify == "gradient":
-            scores = speaks
-        else:
-            scores = jnp.where(own.mask, jax.random.uniform(jax.random.fold_in(key_m, 0), own.mask.shape), 0.0)
-        chosen = attribution.choose(scores, own.mask, threshold=hyper["threshold"])
+        own_key = jax.random.fold_in(key, stream)
+        look, state["misleading"][m] = _look(plan, m, params[m], state["misleading"][m], hyper, slots[m], batch, own_key, model)
         state["conflict"][m] = memory.update_conflict(
             state["conflict"][m],
-            own,
+            look.slots,
             element=plan.slots[m].element,
             label=batch.label,
-            reading=reading,
-            weight=weight,
+            reading=look.reading,
+            weight=look.weight,
             decay=hyper["decay"],
         )
-        values, worth, measured = _best(
-            plan,
-            m,
-            live,
-            params[m],
-            state,
-            hyper,
-            key_m,
-            batch=batch,
-            scores=scores,
-            chosen=chosen,
-            reading=reading,
-            weight=weight,
-            blank=blank[m],
-            gradient=None if gradient is None else gradient[m],
-        )
+        mirror = memory.mirror(state["conflict"][m])
+        gradient = None if model is None else model.gradient[m]
+        candidates = _candidates(plan, m, look, slots[m], mirror, hyper, batch, own_key, blank[m], gradient)
+        worths = []
+        for values, aim, usable in candidates:
+            read, _ = reference.read(params[m], Slots(jax.lax.stop_gradient(values), look.slots.mask))
+            worths.append(quality.flip(read, aim) * usable)
+        earlier_first = 1.0 + 1e-3 * jnp.arange(len(worths), 0, -1)  # on equal quality
+        best = jnp.argmax(state["quality"][m] * earlier_first)
+        measured = jnp.stack([masked_mean(worth, look.weight) for worth in worths])
         state["quality"][m] = hyper["decay"] * state["quality"][m] + (1 - hyper["decay"]) * measured
-        out.slots[m], out.evidence[m], out.chosen[m], out.reading[m], out.quality[m] = own.replace(values=values), scores, chosen, reading, worth
+        out.slots[m] = Slots(jnp.stack([values for values, _, _ in candidates])[best], slots[m].mask)
+        out.evidence[m], out.chosen[m], out.reading[m] = look.evidence, look.chosen, look.reading
+        out.quality[m] = jnp.stack(worths)[best]
     return out, jax.lax.stop_gradient(state)
 
 
-def _best(
+def _look(
+    plan: Plan, m: str, params: Params, misleading: Any, hyper: Hyper, live: Slots, batch: Batch, key: Key[Array, ""], model: Model | None
+) -> tuple[_Look, Any]:
+    """Reads the modality and chooses its spurious slots; also the new memory of what misled the model."""
+    own = jax.lax.stop_gradient(live)
+    logits, per_slot = reference.read(params, own)
+    reading = jax.nn.softmax(logits)
+    weight = batch.weight * batch.present[m]
+    if plan.identify == "reference":
+        scores = reference.evidence(per_slot, own.mask, jnp.argmax(reading, axis=-1))
+    elif plan.identify == "random":
+        scores = jnp.where(own.mask, jax.random.uniform(jax.random.fold_in(key, 0), own.mask.shape), 0.0)
+    else:
+        assert model is not None
+        scores = attribution.evidence({m: model.gradient[m]}, {m: own})[m]
+        if plan.identify == "memory":
+            misleading = memory.update_misleading(
+                misleading, own, evidence=scores, predicted=model.predicted, error=model.error, weight=weight, decay=hyper["decay"]
+            )
+            scores = memory.resemblance(misleading, own, model.predicted)
+    chosen = attribution.choose(scores, own.mask, threshold=hyper["threshold"])
+    return _Look(own, reading, scores, chosen, weight), misleading
+
+
+def _candidates(
     plan: Plan,
     m: str,
-    own: Slots,
-    params: Params,
-    state: Any,
+    look: _Look,
+    live: Slots,
+    mirror: memory.Mirror,
     hyper: Hyper,
-    key: Key[Array, ""],
-    *,
     batch: Batch,
-    scores: Array,
-    chosen: Array,
-    reading: Array,
-    weight: Array,
-    blank: Array,
-    gradient: Array | None,
-) -> tuple[Array, Array, Array]:
-    """The values edited by the candidate of the highest running quality, each example's quality, and this batch's quality of every candidate."""
+    key: Key[Array, ""],
+    blank: Float[Array, " d"],
+    gradient: Float[Array, "b n d"] | None,
+) -> list[tuple[Array, Array, Array]]:
+    """(edited values, the class that the edit should make the reference read, where it could be made) of every candidate."""
     keys = jax.random.split(jax.random.fold_in(key, 1), 4)
-    apart = jnp.maximum(1.0 - reading @ reading.T, 0.0)
-    donors, found = intervene.draw_donors(keys[0], apart, weight > 0)
-    target = jnp.argmax(reading[donors], axis=-1)
-    source = jnp.argmax(reading, axis=-1)
-    spec = plan.slots[m]
-    edits, worths = [], []
+    source = jnp.argmax(look.reading, axis=-1)
+    # How surely example j is read otherwise than example i: the power all but bars donors whose own reading is in doubt.
+    apart = (1.0 - look.reading.T[source]) ** 4
+    donors, found = intervene.draw_donors(keys[0], apart, look.weight > 0)
+    target = jnp.argmax(look.reading[donors], axis=-1)
+    spec, chosen, everywhere = plan.slots[m], look.chosen, jnp.ones_like(found)
+    made = []
     for kind in plan.candidates:
-        usable = found
-        aim = target
+        aim, usable = target, found
         if kind == "donor":
-            values = intervene.donor(own, chosen, scores, donors)
-            usable &= quality.local(chosen, own.mask, most=plan.most) > 0
+            values = intervene.donor(live, chosen, look.evidence, donors)
+            usable = found & (quality.local(chosen, live.mask, most=plan.most) > 0)
         elif kind == "reflect":
-            along, across, middle = (part[source, target] for part in memory.mirror(state["conflict"][m]))
-            values = intervene.reflect(own, along, across, middle)
+            values = intervene.reflect(live, *(part[source, target] for part in mirror))
         elif kind == "mix":
-            partners, paired = intervene.draw_donors(keys[1], apart * (batch.label[:, None] == batch.label[None, :]), weight > 0)
-            share = jax.random.beta(keys[2], 2.0, 2.0, (batch.label.shape[0],))
-            values = intervene.interpolate(own, partners, share)
-            usable, aim = paired, jnp.argmax(reading[partners], axis=-1)
+            same = batch.label[:, None] == batch.label[None, :]
+            partners, usable = intervene.draw_donors(keys[1], apart * same, look.weight > 0)
+            share = jnp.median(jax.random.uniform(keys[2], (3, batch.label.shape[0])), axis=0)  # Beta(2, 2), faster to compile than its sampler
+            values, aim = intervene.interpolate(live, partners, share), jnp.argmax(look.reading[partners], axis=-1)
         elif kind == "mask":
-            values = intervene.mask(own, chosen, blank)
+            values, usable = intervene.mask(live, chosen, blank), everywhere
         elif kind == "mean":
-            values = intervene.mean(own, chosen)
+            values, usable = intervene.mean(live, chosen), everywhere
         elif kind == "gradient":
             assert gradient is not None
-            values = intervene.gradient(own, chosen, gradient, hyper["size"], spec)
+            values, usable = intervene.gradient(live, chosen, gradient, hyper["size"], spec), everywhere
         else:
-            values = intervene.noise(keys[3], own, chosen, hyper["size"], spec)
-        values = jnp.where(usable[:, None, None], values, own.values)
-        edits.append(values)
-        worths.append(quality.flip(reference.read(params, own.replace(values=jax.lax.stop_gradient(values)))[0], aim) * usable)
-    worth = jnp.stack(worths)  # [k, b]
-    measured = jnp.stack([masked_mean(w, weight) for w in worths])
-    best = jnp.argmax(state["quality"][m] * (1.0 + 1e-3 * jnp.arange(len(edits), 0, -1)))
-    return jnp.stack(edits)[best], worth[best], measured
+            values, usable = intervene.noise(keys[3], live, chosen, hyper["size"], spec), everywhere
+        made.append((jnp.where(usable[:, None, None], values, live.values), aim, usable))
+    return made

@@ -55,7 +55,7 @@ def update_misleading(
 
 
 def resemblance(memory: Misleading, slots: Slots, predicted: Int[Array, " b"]) -> Float[Array, "b n"]:
-    """How far each slot resembles what misled to the predicted class, beyond what was right there: a cosine with the difference of the means, relu'd."""
+    """How far each slot resembles what misled to the predicted class, beyond what was right there: the relu'd cosine with the means' difference."""
     difference = _mean(memory.errors, memory.errors_weight) - _mean(memory.rights, memory.rights_weight)  # [c, d]
     direction = difference[predicted]  # [b, d]
     values = slots.values.astype(jnp.float32)
@@ -77,9 +77,7 @@ class Conflict:
 def init_conflict(spec: SlotSpec, num_classes: int) -> Conflict:
     """Empty averages."""
     e = spec.element
-    return Conflict(
-        total=jnp.zeros((num_classes, num_classes, e)), weight=jnp.zeros((num_classes, num_classes)), square=jnp.zeros((e, e))
-    )
+    return Conflict(total=jnp.zeros((num_classes, num_classes, e)), weight=jnp.zeros((num_classes, num_classes)), square=jnp.zeros((e, e)))
 
 
 def update_conflict(
@@ -119,9 +117,10 @@ class Mirror(NamedTuple):
 def mirror(memory: Conflict) -> Mirror:
     """The reflection between each pair of classes' shortcuts, in the metric of the elements' own spread.
 
-    `along` is half the difference of the two labels' (conflicting - agreeing) means: what the reading changes WITHIN a label (METHODS 1.3). The mirror
-    stands across it in the Mahalanobis metric of the covariance S within (label, reading): `across = S^-1 along / <along, S^-1 along>`. Reflections in
-    that metric keep S as it is: how elements vary for other reasons (ink against ground, light) is left alone, where a plain reflection would tint it.
+    `along` is half the difference of the two labels' (conflicting - agreeing) means: what the reading changes WITHIN a label (METHODS 1.3). The
+    mirror stands across it in the Mahalanobis metric of the covariance S within (label, reading): `across = S^-1 along / <along, S^-1 along>`.
+    Reflections in that metric keep S as it is: how elements vary for other reasons (ink against ground, light) is left alone, where a plain
+    reflection would tint it.
     """
     mean = _mean(memory.total, memory.weight)  # [y, c, e]
     agreeing = jnp.einsum("yye->ye", mean)

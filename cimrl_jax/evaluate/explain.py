@@ -15,6 +15,10 @@ from cimrl_jax.evaluate import attribution_alignment as alignment
 from cimrl_jax.types import Batch, Method, Model, Params, Slots
 
 
+BATCH = 100
+"""Examples at a time: attribution keeps every member's activations."""
+
+
 class Members(NamedTuple):
     """The trained members of one method: every leaf of the last three has a leading axis of members."""
 
@@ -26,12 +30,12 @@ class Members(NamedTuple):
     hyper: dict[str, Array]
 
 
-def examine(members: Members, dataset: Dataset, split: str, *, batch_size: int, shown: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def examine(members: Members, dataset: Dataset, split: str, *, shown: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(each member's identification metrics and consistency under its edits, the first member's examples for the gallery)."""
     source, model = dataset.split(split), members.model
     measure = jax.jit(jax.vmap(_measure(members), in_axes=(0, 0, 0, None, None, None)))
     sums: Any = None
-    for number, fields in enumerate(pipeline.evaluation_batches(source, min(batch_size, len(source)))):
+    for number, fields in enumerate(pipeline.evaluation_batches(source, min(BATCH, len(source)))):
         batch = Batch(**fields)
         part = measure(members.params, members.state, members.hyper, batch, _regions(model, source, batch.index), jax.random.key(number))
         sums = part if sums is None else alignment.add(sums, part)
@@ -53,7 +57,7 @@ def _measure(members: Members) -> Any:
         if "edited" not in told:
             return found, None
         before = _logits(model, params["model"], slots)
-        after = _logits(model, params["model"], {m: s.replace(values=told["edited"][m]) for m, s in slots.items()})
+        after = _logits(model, params["model"], {m: Slots(told["edited"][m], s.mask) for m, s in slots.items()})
         return found, alignment.consistency(before, after, batch.weight)
 
     return one
@@ -83,7 +87,7 @@ def _examples(members: Members, dataset: Dataset, split: str, shown: int) -> lis
     def tell(params: Params, state: Any, hyper: Any, batch: Batch) -> Any:
         slots = model.embed(params["model"], batch.inputs, batch.present)
         told = method.explain(state, hyper, model, params, batch, jax.random.key(0))
-        edited = {m: s.replace(values=told["edited"][m]) for m, s in slots.items()} if "edited" in told else slots
+        edited = {m: Slots(told["edited"][m], s.mask) for m, s in slots.items()} if "edited" in told else slots
         pictures = model.render(params["model"], {m: s.values for m, s in edited.items()})
         return told, jnp.argmax(_logits(model, params["model"], slots), -1), jnp.argmax(_logits(model, params["model"], edited), -1), pictures
 

@@ -6,9 +6,10 @@
 - L_MD, modality disentanglement: heads on each modality's code, on the shared code and on their union; modality codes orthogonal to the shared one.
 - L_IF, intervention-based fine-tuning: `CE(f(x)) + mu KL(f(x_CF) || f(x)) + nu CE(f(x_CF))`, x_CF the example with its spurious features edited.
 
-Which features are spurious is what the equations leave open. Here a deliberately shallow reader of each modality (counterfactual/reference.py), trained
-beside the model with a loss that ignores what is hard, tells for each example what its shortcut says and in which slots; the edit is the one of several
-that most often turns that reading into another example's. `nu`, the reference and the choice of edit are this project's realisation.
+Which features are spurious is what the equations leave open. Here a deliberately shallow reader of each modality (counterfactual/reference.py),
+trained beside the model with a loss that ignores what is hard, tells for each example what its shortcut says and in which slots; the edit is the one
+of several that most often turns that reading into another example's (counterfactual/editor.py). `nu`, the reference and the choice of edit are this
+project's realisation.
 """
 
 from __future__ import annotations
@@ -113,7 +114,7 @@ def build(options: Options) -> Method:
         learned = editor.fit(params["method"], jax.lax.stop_gradient(slots), batch, hyper["reference_q"])
         view = model.embed(params["model"], model.perturb(batch.inputs, keys[1]), batch.present)
         # One pass for all three [3, b, ...]: a third of the program to compile, and larger products. Not along b, which may be spread over devices.
-        stacked = {m: Slots(*(jnp.stack(part) for part in zip(*((s.values, s.mask) for s in own), strict=True))) for m, own in _zip(slots, view, edit.slots)}
+        stacked = jax.tree.map(lambda *three: jnp.stack(three), slots, view, edit.slots)
         codes = model.encode(params["model"], stacked, keys[2])
         original, perturbed, edited = _unstack(model.decide(params["model"], codes))
         heads = original.heads
@@ -141,7 +142,7 @@ def build(options: Options) -> Method:
     def counterfactual(
         state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, slots: dict[str, Slots], key: Key[Array, ""], how: editor.Plan
     ) -> tuple[editor.Edit, Any]:
-        given: dict[str, Any] = {}
+        told = None
         if how.identify in ("memory", "gradient") or how.intervention == "gradient":
             fixed, frozen = jax.lax.stop_gradient((params["model"], slots))
 
@@ -151,9 +152,9 @@ def build(options: Options) -> Method:
             predicted = jnp.argmax(logits(frozen), axis=-1)
             out, gradient = attribution.attribute(logits, frozen, predicted)
             error = 1.0 - jnp.take_along_axis(jax.nn.softmax(out), batch.label[:, None], axis=-1)[:, 0]
-            given = {"gradient": gradient, "predicted": predicted, "error": error}
+            told = editor.Model(gradient, predicted, error)
         references = jax.lax.stop_gradient(params["method"])
-        return editor.edit(how, references, state["editor"], hyper, slots, batch, key, blank=params["model"]["blank"], **given)
+        return editor.edit(how, references, state["editor"], hyper, slots, batch, key, blank=params["model"]["blank"], model=told)
 
     def explain(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, dict[str, Array]]:
         slots = model.embed(params["model"], batch.inputs, batch.present)
@@ -161,10 +162,6 @@ def build(options: Options) -> Method:
         return {"evidence": edit.evidence, "chosen": edit.chosen, "edited": {m: s.values for m, s in edit.slots.items()}}
 
     return Method(init=init, stages=(Stage(share=1.0, loss=loss),), hyper=base.swept(options), explain=explain)
-
-
-def _zip(*views: Mapping[str, Slots]) -> list[tuple[str, tuple[Slots, ...]]]:
-    return [(m, tuple(view[m] for view in views)) for m in sorted(views[0])]
 
 
 def _unstack(out: Outputs) -> tuple[Outputs, Outputs, Outputs]:
@@ -187,7 +184,7 @@ def _disentangle(options: Options, hyper: Hyper, out: Outputs, heads: dict[str, 
     modalities = sorted(batch.present)
     per_head = {m: cross_entropy(heads[m], batch.label) for m in modalities}
     if options.error_weight:
-        biased = sum(per_head.values()) / len(per_head)
+        biased = jnp.mean(jnp.stack(list(per_head.values())), axis=0)
         weight = weight * relative_difficulty(biased, cross_entropy(out.logits, batch.label))
     total = hyper["beta"] * masked_mean(cross_entropy(out.heads["shared"], batch.label), weight)
     total += hyper["gamma"] * masked_mean(cross_entropy(out.heads["combined"], batch.label), weight)

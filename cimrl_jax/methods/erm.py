@@ -26,9 +26,7 @@ def _init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
     return {}, {}
 
 
-def _loss(
-    state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]
-) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
+def _loss(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
     logits = base.forward(model, params, batch, key).logits
     loss = masked_mean(cross_entropy(logits, batch.label), batch.weight)
     return loss, (state, base.figures(loss, logits, batch))

@@ -1,4 +1,4 @@
-"""Group distributionally robust optimisation (Sagawa et al. 2020, arXiv 1911.08731, algorithm 1 with the generalisation adjustment). Sees group labels.
+"""Group distributionally robust optimisation (Sagawa et al. 2020, arXiv 1911.08731, algorithm 1 and generalisation adjustment). Sees group labels.
 
 `q_g <- q_g exp(eta (L_g + C / sqrt(n_g)))`, normalised; the loss is `sum_g q_g L_g` with the updated q and no gradient through it. q starts uniform,
 a group absent from the batch has L_g = 0, batches are drawn group-balanced.
@@ -46,9 +46,7 @@ def _init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
     return {}, {"q": held / jnp.sum(held), "held": held, "inverse_root": jnp.where(held, jax.lax.rsqrt(jnp.maximum(counts, 1.0)), 0.0)}
 
 
-def _loss(
-    state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]
-) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
+def _loss(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
     logits = base.forward(model, params, batch, key).logits
     member = (batch.group[:, None] == jnp.arange(state["q"].shape[0])) * batch.weight[:, None]  # [b, g]
     losses = jnp.where(batch.weight > 0, cross_entropy(logits, batch.label), 0.0)

@@ -15,8 +15,9 @@ from cimrl_jax.types import Slots
 class Fusion(nn.Module):
     """Tokens of every modality -> the fused tokens, the modalities one after the other by name, and their joint mask.
 
-    In an asymmetric layer the query modality's tokens attend to themselves, then to all others, which stay as they are; every `connect_every`-th layer
-    is a connected one: self-attention over all tokens. 0 connects never; with one modality each layer is plain self-attention.
+    In an asymmetric layer the query modality's tokens attend to themselves, then to all others, which stay as they are; every
+    `connect_every`-th layer is a connected one: self-attention over all tokens. 0 connects never; with one modality each layer is plain
+    self-attention.
     """
 
     sizes: Sizes

@@ -16,7 +16,7 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path):
         from orbax.checkpoint import v1 as ocp
 
-        training = ocp.training
+        training: Any = ocp.training  # orbax's own annotations reject its documented arguments
         self._folder = folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +69,8 @@ class Checkpoints:
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like)
         try:
             tree = self._checkpointer.load_checkpointables(step, {"tree": abstract})["tree"]
-            clock = self._checkpointer.checkpointables_metadata(step).custom_metadata
+            clock: Any = self._checkpointer.checkpointables_metadata(step).custom_metadata
         except Exception as error:  # orbax raises many kinds for a damaged folder
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"cannot read the checkpoint {self._folder / str(step)}: {line}; delete that folder to go back to an earlier one") from error
+            raise UserError(f"cannot read checkpoint {self._folder / str(step)}: {line}; delete that folder to go back to an earlier one") from error
         return step, tree, dict(clock or {})

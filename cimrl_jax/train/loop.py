@@ -55,6 +55,8 @@ class Program:
     chunk: int
     augment: bool
     resident: Literal["auto", "yes", "no"]
+    together: int = 0
+    """Members vmapped at a time; 0: all."""
 
     @property
     def members(self) -> int:
@@ -126,7 +128,7 @@ def restore(program: Program, folder: pathlib.Path) -> tuple[int, Trained]:
       UserError: there is none.
     """
     with Checkpoints(folder) as checkpoints:
-        done, carry, clock = checkpoints.restore(_fresh(program))
+        done, carry, clock = checkpoints.restore(_like(program))
     best = carry["best"]
     selected = Trained(
         best["params"], best["method"], carry["state"].hyper, np.asarray(best["step"]), np.asarray(best["score"]), carry["state"], clock
@@ -134,23 +136,41 @@ def restore(program: Program, folder: pathlib.Path) -> tuple[int, Trained]:
     return done, selected
 
 
+def _member(program: Program) -> Callable[..., Any]:
+    return functools.partial(fused.init_member, model=program.model, method=program.method, spec=program.spec, optimizer=program.optimizer)
+
+
+def _carry(state: Any) -> dict[str, Any]:
+    """What training carries from chunk to chunk: every member's state, and what was selected of it so far."""
+    best = {"params": state.params, "method": state.method, "step": state.step, "score": jnp.full(state.step.shape, -jnp.inf)}
+    return {"state": state, "best": jax.tree.map(jnp.copy, best)}
+
+
 def _fresh(program: Program) -> dict[str, Any]:
-    init = functools.partial(fused.init_member, model=program.model, method=program.method, spec=program.spec, optimizer=program.optimizer)
+    # Member by member and not under one jit: the model's init is compiled once and serves all members and methods.
+    members = [_member(program)(seed, own) for seed, own in zip(program.seeds, program.hyper, strict=True)]
+    state = jax.tree.map(lambda *parts: jnp.stack(parts), *members)
+    return jax.device_put(_carry(state), sharding(program.mesh, "member"))
 
-    def everything(seeds: jax.Array, hyper: dict[str, jax.Array]) -> dict[str, Any]:
-        state = jax.vmap(init)(seeds, hyper)
-        best = {"params": state.params, "method": state.method, "step": jnp.zeros_like(state.step), "score": jnp.full(seeds.shape, -jnp.inf)}
-        return {"state": state, "best": jax.tree.map(lambda x: x.copy(), best)}
 
-    hyper = {name: np.asarray([own[name] for own in program.hyper], np.float32) for name in program.hyper[0]}
-    return jax.jit(everything, out_shardings=sharding(program.mesh, "member"))(np.asarray(program.seeds, np.uint32), hyper)
+def _like(program: Program) -> dict[str, Any]:
+    """The shapes, types and shardings of `_fresh`, without computing it."""
+
+    def everything() -> dict[str, Any]:
+        member = jax.vmap(_member(program))
+        hyper = {name: jnp.zeros((program.members,)) for name in program.hyper[0]}
+        return _carry(member(jnp.zeros((program.members,), jnp.uint32), hyper))
+
+    where = sharding(program.mesh, "member")
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), jax.eval_shape(everything))
 
 
 def _start(program: Program, checkpoints: Checkpoints, metrics_file: pathlib.Path) -> tuple[dict[str, Any], dict[str, float], int]:
-    carry: dict[str, Any] = _fresh(program)
     clock, done = {"seconds": 0.0, "compile_seconds": 0.0, "steps_timed": 0.0}, 0
-    if checkpoints.latest is not None:
-        done, carry, saved = checkpoints.restore(carry)
+    if checkpoints.latest is None:
+        carry = _fresh(program)
+    else:
+        done, carry, saved = checkpoints.restore(_like(program))
         clock |= saved
     _forget(metrics_file, program.name, after=done)
     return carry, clock, done
@@ -207,7 +227,7 @@ def _run(
 def _compile(program: Program, stage: int, states: Any, feed: Feed) -> Callable[..., Any]:
     """The chunk of this stage, compiled ahead of time, its state donated."""
     step = fused.make_step(program.model, program.method.stages[stage], program.optimizer, augment=program.augment)
-    chunk = fused.make_chunk(step, fused.resident if feed.resident else fused.streamed)
+    chunk = fused.make_chunk(step, fused.resident if feed.resident else fused.streamed, together=program.together)
     where = sharding(program.mesh, "member")
     compiled = jax.jit(chunk, donate_argnums=0, out_shardings=(where, where))
     return compiled.lower(states, feed(0, 1), jnp.int32(1)).compile()
@@ -222,7 +242,7 @@ def _enter(program: Program, stage: int, states: Any) -> Any:
     def one(state: Any) -> Any:
         fresh, _ = fused.init_params(jax.random.fold_in(state.key, 3 + stage), model=program.model, method=program.method, spec=program.spec)
         method, params = enter(state.method, state.params, fresh)
-        return state.replace(method=method, params=params, opt_state=program.optimizer(state.hyper).init(params))
+        return dataclasses.replace(state, method=method, params=params, opt_state=program.optimizer(state.hyper).init(params))
 
     return jax.jit(jax.vmap(one))(states)
 
@@ -239,20 +259,19 @@ class Feed:
 
     def __init__(self, program: Program):
         self._program = program
+        # No group label reaches a method that declares none.
+        self._group = program.source.group if program.method.needs_groups else np.full_like(program.source.group, -1)
         source, arrays = program.source, program.source.arrays
         size = sum(x.nbytes for x in jax.tree.leaves(arrays)) if arrays is not None else 0
-        self.resident = arrays is not None and (program.resident == "yes" or program.resident == "auto" and size <= RESIDENT_BYTES)
+        fits = program.resident == "yes" or (program.resident == "auto" and size <= RESIDENT_BYTES)
+        self.resident = arrays is not None and fits
         weights = _weights(source, program)
         self._orders = {seed: pipeline.Order(len(source), program.batch_size, seed, weights=weights) for seed in dict.fromkeys(program.seeds)}
         self._ready: tuple[int, int, np.ndarray] | None = None
-        if self.resident:
-            n = len(source)
-            columns = Batch(
-                **pipeline.take(source, np.arange(n)) if arrays is None else {**arrays, "label": source.label, "group": source.group},
-                index=np.arange(n, dtype=np.int32),
-                weight=np.ones(n, np.float32),
-            )
-            self._columns = place(columns, sharding(program.mesh))
+        if self.resident and arrays is not None:
+            index = np.arange(len(source), dtype=np.int32)
+            fields = {**arrays, "label": source.label, "group": self._group, "index": index, "weight": np.ones(len(source), np.float32)}
+            self._columns = place(Batch(**fields), sharding(program.mesh))
 
     def __call__(self, first: int, count: int) -> Any:
         """The data of the steps first, ..., first + count - 1, filled up to a whole chunk."""
@@ -276,7 +295,8 @@ class Feed:
     def _load(self, rows: np.ndarray, count: int) -> Batch:
         """The batches of these rows, read by grain's threads."""
         flat = rows[:count].reshape(-1, rows.shape[-1])
-        batches = list(pipeline.stream(self._program.source, lambda k: flat[k].astype(np.int64), first=0, count=len(flat)))
+        loaded = pipeline.stream(self._program.source, lambda k: flat[k].astype(np.int64), first=0, count=len(flat))
+        batches = [{**fields, "group": self._group[fields["index"]]} for fields in loaded]
         stacked = jax.tree.map(lambda *parts: np.stack(parts).reshape(count, rows.shape[1], *parts[0].shape), *batches)
         return Batch(**jax.tree.map(lambda x: np.concatenate([x, np.zeros((len(rows) - count, *x.shape[1:]), x.dtype)]), stacked))
 

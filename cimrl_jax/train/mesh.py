@@ -25,8 +25,8 @@ def make_mesh(*, members: int, batch_size: int, mesh_member: int = 0, mesh_data:
         raise UserError(f"train.mesh_member * train.mesh_data = {mesh_member} * {mesh_data}, expected {count}, the number of devices")
     if members % mesh_member or batch_size % mesh_data:
         raise UserError(
-            f"a mesh of {mesh_member} x {mesh_data} devices needs a multiple of {mesh_member} members (got {members}) and a train.batch_size that is a "
-            f"multiple of {mesh_data} (got {batch_size}); set train.mesh_member and train.mesh_data, or train.batch_size"
+            f"a mesh of {mesh_member} x {mesh_data} devices needs a multiple of {mesh_member} members (got {members}) and of {mesh_data} rows "
+            f"(train.batch_size is {batch_size}); set train.mesh_member and train.mesh_data, or train.batch_size"
         )
     # Auto axes: Linen's Dropout and optax's integer-label gradients fail under Explicit ones.
     return jax.make_mesh((mesh_member, mesh_data), ("member", "data"), axis_types=(AxisType.Auto,) * 2)

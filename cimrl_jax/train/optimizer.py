@@ -8,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from cimrl_jax.types import Hyper, Params
 
@@ -18,12 +18,14 @@ MakeOptimizer = Callable[[Hyper], optax.GradientTransformation]
 def make_optimizer(*, steps: int, warmup: float, schedule: Literal["cosine", "linear", "constant"], clip_norm: float) -> MakeOptimizer:
     """`hyper -> transformation`, reading `learning_rate` and `weight_decay`.
 
-    Warm-up is linear over the share `warmup` of `steps`; "cosine" and "linear" then fall to 0 at the last step. Weight decay spares vectors (biases, norms).
+    Warm-up is linear over the share `warmup` of `steps`; "cosine" and "linear" then fall to 0 at the last step. Weight decay spares vectors (biases,
+    norms).
     The model's and the method's own parameters are clipped apart: the size of one's gradient must not slow the other.
     """
     rise = max(round(warmup * steps), 1)
 
-    def rate(step: Float[Array, ""]) -> Float[Array, ""]:
+    def rate(count: ArrayLike) -> Float[Array, ""]:
+        step = jnp.asarray(count)
         up = jnp.minimum((step + 1) / rise, 1.0)
         done = jnp.clip((step - rise) / max(steps - rise, 1), 0.0, 1.0)
         falls = {"cosine": 0.5 * (1 + jnp.cos(jnp.pi * done)), "linear": 1.0 - done, "constant": jnp.ones(())}
@@ -38,12 +40,12 @@ def make_optimizer(*, steps: int, warmup: float, schedule: Literal["cosine", "li
             optax.stateless(clip),
             optax.scale_by_adam(),
             optax.add_decayed_weights(hyper["weight_decay"], mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)),
-            optax.scale_by_learning_rate(lambda step: hyper["learning_rate"] * rate(step)),
+            optax.scale_by_learning_rate(lambda count: hyper["learning_rate"] * rate(count)),
         )
 
     return make
 
 
 def _clip(tree: Params, size: float) -> Params:
-    scale = jnp.minimum(1.0, size / jnp.maximum(optax.global_norm(tree), 1e-8))
+    scale = jnp.minimum(1.0, size / jnp.maximum(optax.tree.norm(tree), 1e-8))
     return jax.tree.map(lambda g: g * scale, tree)

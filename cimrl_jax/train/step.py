@@ -5,18 +5,21 @@ It is written for one member; `make_chunk` maps it over members and runs many st
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from cimrl_jax.train.optimizer import MakeOptimizer
 from cimrl_jax.types import Batch, Method, Metrics, Model, Params, Spec, Stage, TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+Averages = dict[str, Float[Array, " s"]]
+"""Every member's metrics."""
 
 
 def init_params(key: Key[Array, ""], *, model: Model, method: Method, spec: Spec) -> tuple[Params, Any]:
@@ -26,13 +29,18 @@ def init_params(key: Key[Array, ""], *, model: Model, method: Method, spec: Spec
 
 
 def init_member(
-    seed: Int[Array, ""], hyper: Mapping[str, Float[Array, ""]], *, model: Model, method: Method, spec: Spec, optimizer: MakeOptimizer
+    seed: int | Integer[Array, ""], hyper: Mapping[str, float | Float[Array, ""]], *, model: Model, method: Method, spec: Spec, optimizer: MakeOptimizer
 ) -> TrainState:
     """One member's state before the first step."""
-    key = jax.random.key(seed)
+    key, traced = jax.random.key(seed), {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}
     params, state = init_params(key, model=model, method=method, spec=spec)
     return TrainState(
-        step=jnp.zeros((), jnp.int32), key=key, params=params, opt_state=optimizer(hyper).init(params), method=state, hyper=dict(hyper)
+        step=jnp.zeros((), jnp.int32),
+        key=key,
+        params=params,
+        opt_state=optimizer(traced).init(params),
+        method=state,
+        hyper=traced,
     )
 
 
@@ -42,7 +50,9 @@ def make_step(model: Model, stage: Stage, optimizer: MakeOptimizer, *, augment: 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, 2), state.step)  # an address, not a history: see TrainState.key
         if augment:
-            batch = batch.replace(inputs=model.perturb(batch.inputs, jax.random.fold_in(key, 0)))
+            batch = dataclasses.replace(batch, inputs=model.perturb(batch.inputs, jax.random.fold_in(key, 0)))
+        # A row that weighs nothing has no modality: whatever fills it up, NaN included, reaches no gradient.
+        batch = dataclasses.replace(batch, present={m: here & (batch.weight > 0) for m, here in batch.present.items()})
 
         def objective(params: Params) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
             return stage.loss(state.method, state.hyper, model, params, batch, jax.random.fold_in(key, 1))
@@ -50,8 +60,8 @@ def make_step(model: Model, stage: Stage, optimizer: MakeOptimizer, *, augment: 
         gradient, (method, metrics) = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer(state.hyper).update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = metrics | {"gradient_norm": optax.global_norm(gradient)}
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, method=method), metrics
+        metrics = metrics | {"gradient_norm": optax.tree.norm(gradient)}
+        return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, method=method), metrics
 
     return step
 
@@ -67,19 +77,21 @@ def streamed(data: Batch, k: Int[Array, ""]) -> Batch:
     return jax.tree.map(lambda column: column[k], data)
 
 
-def make_chunk(step: Step, fetch: Callable[[Any, Int[Array, ""]], Batch]) -> Callable[..., tuple[TrainState, Metrics]]:
-    """`(states [s], data, count) -> (states, metrics [s])`: `count` steps of every member on what `fetch` takes from data, metrics averaged over them.
+def make_chunk(step: Step, fetch: Callable[[Any, Int[Array, ""]], Batch], *, together: int = 0) -> Callable[..., tuple[TrainState, Averages]]:
+    """`(states [s], data, count) -> (states, metrics [s])`: `count` steps of every member on what `fetch` takes from data.
 
-    `count` is traced: a shorter last chunk runs the same program.
+    Metrics are averaged over the steps. `count` is traced: a shorter last chunk runs the same program. `together` members are vmapped at a time, the
+    groups of them run one after the other (0: all at once).
     """
 
-    def chunk(states: TrainState, data: Any, count: Int[Array, ""]) -> tuple[TrainState, Metrics]:
-        def one(states: TrainState, k: Int[Array, ""]) -> tuple[TrainState, Metrics]:
-            return jax.vmap(step)(states, fetch(data, k))
+    def chunk(states: TrainState, data: Any, count: Int[Array, ""]) -> tuple[TrainState, Averages]:
+        def one(states: TrainState, k: Int[Array, ""]) -> tuple[TrainState, Averages]:
+            members = (states, fetch(data, k))
+            return jax.lax.map(lambda own: step(*own), members, batch_size=together) if together else jax.vmap(step)(*members)
 
         shapes = jax.eval_shape(one, states, count)[1]
 
-        def body(k: Int[Array, ""], carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
+        def body(k: Int[Array, ""], carry: tuple[TrainState, Averages]) -> tuple[TrainState, Averages]:
             states, metrics = one(carry[0], k)
             return states, jax.tree.map(jnp.add, carry[1], metrics)
 

@@ -1,0 +1,21 @@
+"""Chest X-rays and notes of patients with COVID-19 or something else, where the view tells: five folds by patient, `--data.fold 0` to 4.
+
+Command:   python -m cimrl_jax.main --config configs/covid_cxr.py --data.path /where/metadata/and/images/lie
+Cost:      (to be measured)
+Result:    (to be measured)
+"""
+
+config = {
+    "name": "covid_cxr",
+    "workdir": "runs/covid_cxr",
+    "methods": ("erm", "group_dro", "cimrl"),
+    "seeds": (0, 1, 2, 3, 4),
+    "data": {"name": "covid_cxr", "fold": 0},
+    "model": {
+        "dim": 48,
+        "image": {"encoder": "vit", "patch": 16, "depth": 2},
+        "text": {"encoder": "text_transformer", "depth": 2},
+    },
+    "train": {"steps": 300, "batch_size": 32, "learning_rate": 1e-3},
+    "evaluate": {"selection": "average"},
+}

@@ -1,0 +1,16 @@
+"""Written and spoken digits whose ground's colour and speaker tell the class in training and lie in the flipped test.
+
+Command:   python -m cimrl_jax.main --config configs/digits_av.py --data.path /where/mnist/and/fsdd/lie
+Cost:      (to be measured)
+Result:    (to be measured)
+"""
+
+config = {
+    "name": "digits_av",
+    "workdir": "runs/digits_av",
+    "methods": ("erm", "group_dro", "cimrl"),
+    "seeds": (0, 1, 2, 3, 4),
+    "data": {"name": "digits_av"},
+    "model": {"dim": 48, "image": {"encoder": "vit", "depth": 2}, "audio": {"encoder": "spectrogram", "depth": 2}},
+    "train": {"steps": 800, "batch_size": 64, "learning_rate": 1e-3},
+}

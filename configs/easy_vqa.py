@@ -1,0 +1,16 @@
+"""Yes/no questions about a coloured shape, whose wording tells the answer in training and lies in the flipped test: changing priors.
+
+Command:   python -m cimrl_jax.main --config configs/easy_vqa.py
+Cost:      (to be measured)
+Result:    (to be measured)
+"""
+
+config = {
+    "name": "easy_vqa",
+    "workdir": "runs/easy_vqa",
+    "methods": ("erm", "group_dro", "cimrl"),
+    "seeds": (0, 1, 2, 3, 4),
+    "data": {"name": "easy_vqa"},
+    "model": {"dim": 48, "image": {"encoder": "vit", "patch": 8, "depth": 2}, "text": {"encoder": "text_transformer", "depth": 2}},
+    "train": {"steps": 800, "batch_size": 64, "learning_rate": 1e-3},
+}

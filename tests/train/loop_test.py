@@ -1,0 +1,239 @@
+"""Training as the host sees it: what is fed, the stages, selection, and that stopping anywhere changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cimrl_jax.data.pipeline import Order
+from cimrl_jax.data.source import ArraySource
+from cimrl_jax.methods import base
+from cimrl_jax.train import loop
+from cimrl_jax.types import Method, Stage
+from tests import tiny
+
+
+def two_stages(traces=None):
+    """ERM, then again from fresh parameters with examples weighted by how often the first stage drew them: state that the second stage needs."""
+    traces = [] if traces is None else traces
+    erm = tiny.method("erm").stages[0].loss
+
+    def count(state, hyper, model, params, batch, key):
+        traces.append("first")
+        loss, (_, metrics) = erm({}, hyper, model, params, batch, key)
+        return loss, (state | {"drawn": state["drawn"].at[batch.index].add(batch.weight)}, metrics)
+
+    def weigh(state, hyper, model, params, batch, key):
+        traces.append("second")
+        batch = dataclasses.replace(batch, weight=batch.weight * (1 + state["drawn"][batch.index]))
+        loss, (_, metrics) = erm({}, hyper, model, params, batch, key)
+        return loss, (state, metrics)
+
+    def enter(state, params, fresh):
+        return {"drawn": jnp.sqrt(state["drawn"]), "fresh": fresh["model"]["combined"]}, fresh
+
+    stages = (Stage(1.0, count), Stage(1.0, weigh, enter))
+
+    def init(key, spec):
+        return {}, {"drawn": jnp.zeros(spec.num_examples), "fresh": jnp.zeros((15, 2))}
+
+    return Method(init=init, stages=stages, hyper={}, explain=base.explain)
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@dataclasses.dataclass(frozen=True)
+class OnDisk:
+    """The same rows, to be loaded on demand."""
+
+    whole: ArraySource
+    regions: None = None
+    arrays: None = None
+
+    @property
+    def label(self):
+        return self.whole.label
+
+    @property
+    def group(self):
+        return self.whole.group
+
+    def __len__(self):
+        return len(self.whole)
+
+    def load(self, rows):
+        return self.whole.load(rows)
+
+
+@pytest.mark.parametrize("name", ["erm", "group_dro"])
+@pytest.mark.parametrize("resident", ["yes", "no"])
+def test_members_are_fed_the_rows_of_their_order_and_groups_only_where_declared(name, resident):
+    program = tiny.program(tiny.method(name), seeds=(0, 5), resident=resident)
+    data = loop.Feed(program)(4, 2)
+    if resident == "yes":
+        columns, rows = data
+        batches = jax.tree.map(lambda x: np.asarray(x)[np.asarray(rows)], columns)
+    else:
+        batches = jax.tree.map(np.asarray, data)
+    source = program.source
+    weights = 1 / np.bincount(source.group)[source.group] if name == "group_dro" else None
+    for member, seed in enumerate(program.seeds):
+        expected = Order(len(source), 4, seed, weights=weights).rows(4, 2)
+        np.testing.assert_array_equal(batches.index[:2, member], expected)
+        np.testing.assert_array_equal(batches.label[:2, member], source.label[expected])
+        np.testing.assert_array_equal(batches.group[:2, member], source.group[expected] if name == "group_dro" else -1)
+        np.testing.assert_array_equal(batches.weight[:2, member], 1)
+        for m in source.inputs:
+            np.testing.assert_array_equal(batches.inputs[m][:2, member], source.inputs[m][expected])
+            np.testing.assert_array_equal(batches.present[m][:2, member], source.present[m][expected])
+
+
+def test_streamed_and_resident_data_train_the_same(tmp_path):
+    program = tiny.program(tiny.method("erm"))
+    ways = {"resident": program, "streamed": dataclasses.replace(program, resident="no")}
+    ways["loaded"] = dataclasses.replace(program, source=OnDisk(program.source))
+    found = {name: tiny.train(own, tmp_path / name) for name, own in ways.items()}
+    assert not loop.Feed(ways["loaded"]).resident
+    for name in ("streamed", "loaded"):
+        tiny.assert_close(found[name].final.params, found["resident"].final.params, rtol=1e-6, atol=1e-7)
+
+
+def test_data_that_is_too_large_is_not_held_on_the_device(monkeypatch):
+    program = tiny.program(tiny.method("erm"))
+    assert loop.Feed(program).resident
+    monkeypatch.setattr(loop, "RESIDENT_BYTES", 100)
+    assert not loop.Feed(program).resident
+    assert loop.Feed(dataclasses.replace(program, resident="yes")).resident
+
+
+def test_stages_end_at_their_share_of_the_steps():
+    method = tiny.method("erm")
+    shares = [method.stages[0]._replace(share=share) for share in (1.0, 1.0, 2.0)]
+    program = tiny.program(method._replace(stages=tuple(shares)), steps=12)
+    assert program.boundaries() == [3, 6, 12]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    folder, traces = tmp_path_factory.mktemp("straight"), []
+    trained = tiny.train(tiny.program(two_stages(traces)), folder, when=tiny.plan(eval_every=4))
+    return trained, folder, traces
+
+
+def test_each_stage_is_traced_once_however_long_its_chunks(straight, tmp_path):
+    _, _, traces = straight  # chunks of 3, 1, 1, then 1, 2, 1 and 1 steps
+    short: list[str] = []
+    tiny.train(tiny.program(two_stages(short), steps=2, chunk=3), tmp_path)  # one chunk a stage
+    assert traces == short and {"first", "second"} == set(traces)
+
+
+def test_the_second_stage_enters_with_fresh_parameters_and_the_firsts_state(straight):
+    trained, _, _ = straight
+    program = tiny.program(two_stages())
+    for member, seed in enumerate(program.seeds):
+        drawn = np.bincount(Order(len(program.source), 4, seed).rows(0, 5).ravel(), minlength=len(program.source))
+        np.testing.assert_allclose(trained.final.method["drawn"][member], np.sqrt(drawn), rtol=1e-6)
+    fresh, first = (np.asarray(tree) for tree in (trained.final.method["fresh"], loop._fresh(program)["state"].params["model"]["combined"]))
+    assert (np.abs(fresh - first).max(axis=(1, 2)) > 0.1).all() and np.abs(fresh[0] - fresh[1]).max() > 0.1
+    counts = optax.tree_utils.tree_get(trained.final.opt_state, "count", filtering=lambda path, value: "ScaleByAdamState" in str(path))
+    np.testing.assert_array_equal(counts, 5)
+    assert [line["step"] for line in lines(straight[1]) if line["seed"] == 0 and "split" not in line] == [3, 4, 5, 6, 8, 9, 10]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [3, 5, 8])  # inside the first stage, at its end, inside the second
+def test_stopped_by_a_signal_and_resumed_equals_straight(straight, tmp_path, stop, number):
+    program, when = tiny.program(two_stages()), tiny.plan(eval_every=4)
+    with pytest.raises(loop.Interrupted) as caught:
+        tiny.train(program, tmp_path, when=when, watch=lambda done: os.kill(os.getpid(), number) if done == stop else None)
+    assert caught.value.code == 128 + number
+    assert loop.restore(program, tmp_path / "checkpoints" / program.name)[0] == stop
+    resumed = tiny.train(program, tmp_path, when=when)
+    assert resumed.clock["steps_timed"] == 10
+    tiny.assert_equal(resumed._replace(clock={}), straight[0]._replace(clock={}))
+    assert lines(tmp_path) == lines(straight[1])
+    assert signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL)
+
+
+def test_killed_between_checkpoints_and_resumed_equals_straight(straight, tmp_path):
+    program, when = tiny.program(two_stages()), tiny.plan(eval_every=4, checkpoint_every=4)
+
+    def die(done):
+        if done == 8:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        tiny.train(program, tmp_path, when=when, watch=die)
+    assert loop.restore(program, tmp_path / "checkpoints" / program.name)[0] == 4
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"method": "another", "seed": 0, "step": 9}\n{"method": "shallow", "se')  # another method's line, and one cut off by the kill
+    resumed = tiny.train(program, tmp_path, when=when)
+    tiny.assert_equal(resumed._replace(clock={}), straight[0]._replace(clock={}))
+    assert [line for line in lines(tmp_path) if line["method"] == "shallow"] == lines(straight[1])
+    assert [line["step"] for line in lines(tmp_path) if line["method"] == "another"] == [9]
+
+
+def test_a_finished_run_trains_no_further(straight, tmp_path):
+    trained, folder, _ = straight
+    again = tiny.train(tiny.program(two_stages()), folder, when=tiny.plan(eval_every=4))
+    assert again.clock == trained.clock
+    tiny.assert_equal(again._replace(clock={}), trained._replace(clock={}))
+    done, restored = loop.restore(tiny.program(two_stages()), folder / "checkpoints" / "shallow")
+    assert done == 10 and restored.clock == trained.clock
+    tiny.assert_equal(restored._replace(clock={}), trained._replace(clock={}))
+
+
+def test_a_second_signal_is_obeyed_at_once(tmp_path):
+    def twice(done):
+        if done == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        tiny.train(tiny.program(tiny.method("erm")), tmp_path, watch=twice)
+    assert not isinstance(caught.value, loop.Interrupted)
+
+
+def test_training_runs_in_a_thread_which_can_set_no_signal_handlers(tmp_path):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(tiny.train(tiny.program(tiny.method("erm"), steps=3), tmp_path)))
+    thread.start()
+    thread.join(timeout=120)
+    assert found and int(found[0].final.step[0]) == 3
+
+
+def test_the_best_of_the_late_evaluations_is_selected_and_of_equals_the_later(tmp_path):
+    scores = {2: [9.0, 9.0], 4: [0.5, 0.1], 6: [0.7, 0.1], 8: [0.6, 0.1], 10: [0.1, 0.0]}
+    seen = {}
+
+    def score(params, step):
+        seen[step] = jax.tree.map(np.asarray, params)
+        return np.array(scores[step]), [{"accuracy": value} for value in scores[step]]
+
+    trained = tiny.train(tiny.program(tiny.method("erm")), tmp_path, when=tiny.plan(eval_every=2, select_from=0.35, score=score))
+    np.testing.assert_array_equal(trained.selected_step, [6, 8])
+    np.testing.assert_allclose(trained.score, [0.7, 0.1])
+    for member, step in enumerate((6, 8)):
+        expected = jax.tree.map(lambda x, i=member: x[i], seen[step])
+        tiny.assert_equal(jax.tree.map(lambda x, i=member: x[i], trained.params["model"]), expected)
+    shown = [(line["step"], line["accuracy"]) for line in lines(tmp_path) if line.get("split") == "validation" and line["seed"] == 0]
+    assert shown == [(step, values[0]) for step, values in scores.items()]
+
+
+def test_figures_that_are_not_finite_are_written_as_null(tmp_path):
+    own = tiny.source()
+    own.inputs["left"][:] = np.nan
+    trained = tiny.train(tiny.program(tiny.method("erm"), own, steps=3), tmp_path)
+    assert lines(tmp_path)[0]["loss"] is None and lines(tmp_path)[0]["accuracy"] is not None
+    assert trained.clock["steps_timed"] == 3
