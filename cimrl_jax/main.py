@@ -35,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return getattr(stop, "code", 130)
 
 
 def parse(arguments: Sequence[str]) -> tuple[Config, tuple[str, ...]]:

@@ -12,5 +12,5 @@ config = {
     "seeds": (0, 1, 2, 3, 4),
     "data": {"name": "easy_vqa"},
     "model": {"dim": 48, "image": {"encoder": "vit", "patch": 8, "depth": 2}, "text": {"encoder": "text_transformer", "depth": 2}},
-    "train": {"steps": 800, "batch_size": 64, "learning_rate": 1e-3},
+    "train": {"steps": 1500, "batch_size": 64, "learning_rate": 1e-3},
 }

@@ -14,7 +14,6 @@ from cimrl_jax.data.source import Dataset, Source
 from cimrl_jax.evaluate import attribution_alignment as alignment
 from cimrl_jax.types import Batch, Method, Model, Params, Slots
 
-
 BATCH = 100
 """Examples at a time: attribution keeps every member's activations."""
 

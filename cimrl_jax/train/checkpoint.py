@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -18,6 +20,7 @@ class Checkpoints:
 
         training: Any = ocp.training  # orbax's own annotations reject its documented arguments
         self._folder = folder
+        self._log = logging.getLogger("absl")  # where orbax tells, in pages, what is a line's worth of UserError here
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._checkpointer = training.Checkpointer(
@@ -30,10 +33,15 @@ class Checkpoints:
             raise UserError(f"cannot write checkpoints to {folder}: {error.strerror or error}; choose another --workdir") from error
 
     def __enter__(self) -> Checkpoints:
+        self._level = self._log.level
+        self._log.setLevel(logging.CRITICAL)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._checkpointer.close()
+        try:
+            self._checkpointer.close()
+        finally:
+            self._log.setLevel(self._level)
 
     @property
     def latest(self) -> int | None:
@@ -49,13 +57,20 @@ class Checkpoints:
         """
         if self.latest == step:
             return
+        leaves = jax.tree.leaves(tree)
+        needed, free = sum(x.nbytes for x in leaves) + 2048 * len(leaves) + (1 << 18), shutil.disk_usage(self._folder).free  # with orbax's own files
+        if free < needed:  # asked first: a failing write leaves orbax's threads behind
+            raise self._full(f"No space left on device ({needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free)")
         try:
             self._checkpointer.save_checkpointables_async(step, {"tree": tree}, custom_metadata=clock)
             self._checkpointer.wait()
         except (OSError, ValueError) as error:
-            if "No space" in str(error) or "RESOURCE_EXHAUSTED" in str(error) or isinstance(error, OSError):
-                raise UserError(f"cannot write a checkpoint to {self._folder}: {error}; free some space, then start again to resume") from error
+            if isinstance(error, OSError) or "No space" in str(error) or "RESOURCE_EXHAUSTED" in str(error):
+                raise self._full("No space left on device" if "No space" in str(error) else str(error)) from error
             raise
+
+    def _full(self, reason: str) -> UserError:
+        return UserError(f"cannot write a checkpoint to {self._folder}: {reason}; free some space, then start again to resume")
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, float]]:
         """(step, tree, clock) of the newest checkpoint, with the structure, types and shardings of `like`.

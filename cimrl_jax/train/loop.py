@@ -18,17 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cimrl_jax.data import pipeline
 from cimrl_jax.data.source import Source
 from cimrl_jax.files import write_whole
 from cimrl_jax.train import step as fused
 from cimrl_jax.train.checkpoint import Checkpoints
-from cimrl_jax.train.mesh import place, sharding
+from cimrl_jax.train.feed import Feed
+from cimrl_jax.train.mesh import sharding
 from cimrl_jax.train.optimizer import MakeOptimizer
-from cimrl_jax.types import Batch, Method, Model, Spec
-
-RESIDENT_BYTES = 2 << 30
-"""A training split up to this size is held on the device."""
+from cimrl_jax.types import Method, Model, Spec
 
 
 class Bar(Protocol):
@@ -61,6 +58,18 @@ class Program:
     @property
     def members(self) -> int:
         return len(self.seeds)
+
+    def feed(self) -> Feed:
+        """What its chunks are fed with."""
+        return Feed(
+            self.source,
+            seeds=self.seeds,
+            batch_size=self.batch_size,
+            chunk=self.chunk,
+            mesh=self.mesh,
+            method=self.method,
+            resident=self.resident,
+        )
 
     def boundaries(self) -> list[int]:
         """The step at which each stage ends."""
@@ -187,7 +196,7 @@ def _run(
     done: int,
 ) -> dict[str, Any]:
     steps, boundaries = program.spec.steps, program.boundaries()
-    feed = Feed(program)
+    feed = program.feed()
     select = jax.jit(_select, donate_argnums=0)
     compiled, current = None, -1
     with _signals() as caught:
@@ -252,62 +261,6 @@ def _select(best: dict[str, Any], state: Any, score: jax.Array) -> dict[str, Any
     better = score >= best["score"]
     new = {"params": state.params, "method": state.method, "step": state.step, "score": score}
     return jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a), best, new)
-
-
-class Feed:
-    """What the chunk gathers its batches from: columns on the device and rows, or the batches themselves."""
-
-    def __init__(self, program: Program):
-        self._program = program
-        # No group label reaches a method that declares none.
-        self._group = program.source.group if program.method.needs_groups else np.full_like(program.source.group, -1)
-        source, arrays = program.source, program.source.arrays
-        size = sum(x.nbytes for x in jax.tree.leaves(arrays)) if arrays is not None else 0
-        fits = program.resident == "yes" or (program.resident == "auto" and size <= RESIDENT_BYTES)
-        self.resident = arrays is not None and fits
-        weights = _weights(source, program)
-        self._orders = {seed: pipeline.Order(len(source), program.batch_size, seed, weights=weights) for seed in dict.fromkeys(program.seeds)}
-        self._ready: tuple[int, int, np.ndarray] | None = None
-        if self.resident and arrays is not None:
-            index = np.arange(len(source), dtype=np.int32)
-            fields = {**arrays, "label": source.label, "group": self._group, "index": index, "weight": np.ones(len(source), np.float32)}
-            self._columns = place(Batch(**fields), sharding(program.mesh))
-
-    def __call__(self, first: int, count: int) -> Any:
-        """The data of the steps first, ..., first + count - 1, filled up to a whole chunk."""
-        where = sharding(self._program.mesh, None, "member", "data")
-        if self._ready is None or self._ready[:2] != (first, count):
-            self.prepare(first, count)
-        assert self._ready is not None
-        rows = self._ready[2]
-        if self.resident:
-            return self._columns, place(rows, where)
-        return place(self._load(rows, count), where)
-
-    def prepare(self, first: int, count: int) -> None:
-        """Draws the rows `[chunk, members, b]` of these steps."""
-        chunk = self._program.chunk
-        drawn = {seed: order.rows(first, count) for seed, order in self._orders.items()}
-        rows = np.stack([drawn[seed] for seed in self._program.seeds], axis=1)
-        padding = np.zeros((chunk - count, *rows.shape[1:]), rows.dtype)
-        self._ready = first, count, np.concatenate([rows, padding]).astype(np.int32)
-
-    def _load(self, rows: np.ndarray, count: int) -> Batch:
-        """The batches of these rows, read by grain's threads."""
-        flat = rows[:count].reshape(-1, rows.shape[-1])
-        loaded = pipeline.stream(self._program.source, lambda k: flat[k].astype(np.int64), first=0, count=len(flat))
-        batches = [{**fields, "group": self._group[fields["index"]]} for fields in loaded]
-        stacked = jax.tree.map(lambda *parts: np.stack(parts).reshape(count, rows.shape[1], *parts[0].shape), *batches)
-        return Batch(**jax.tree.map(lambda x: np.concatenate([x, np.zeros((len(rows) - count, *x.shape[1:]), x.dtype)]), stacked))
-
-
-def _weights(source: Source, program: Program) -> np.ndarray | None:
-    """Sampling weights: so that every group, or class, is drawn equally often."""
-    if program.method.sampling == "uniform":
-        return None
-    key = source.group if program.method.sampling == "group" else source.label
-    counts = np.bincount(key)
-    return 1.0 / counts[key]
 
 
 def _next(done: int, every: int, steps: int) -> int:

@@ -29,7 +29,13 @@ def init_params(key: Key[Array, ""], *, model: Model, method: Method, spec: Spec
 
 
 def init_member(
-    seed: int | Integer[Array, ""], hyper: Mapping[str, float | Float[Array, ""]], *, model: Model, method: Method, spec: Spec, optimizer: MakeOptimizer
+    seed: int | Integer[Array, ""],
+    hyper: Mapping[str, float | Float[Array, ""]],
+    *,
+    model: Model,
+    method: Method,
+    spec: Spec,
+    optimizer: MakeOptimizer,
 ) -> TrainState:
     """One member's state before the first step."""
     key, traced = jax.random.key(seed), {name: jnp.asarray(value, jnp.float32) for name, value in hyper.items()}

@@ -46,3 +46,18 @@ def test_colours_are_those_of_colorsys():
     hue = np.linspace(0, 0.99, 23)
     expected = [colorsys.hsv_to_rgb(h, 0.7, 0.4) for h in hue]
     np.testing.assert_allclose(pictures.colour(hue, 0.7, np.full(23, 0.4)), expected, atol=1e-9)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 90), (90, 40), (60, 60)])
+def test_a_box_in_the_crop_is_the_crop_of_the_box(tmp_path, height, width):
+    pixels = np.zeros((height, width), np.uint8)
+    pixels[height // 4 : height // 2, width // 5 : 4 * width // 5] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    size = pictures.dimensions(tmp_path / "a.png", where="it")
+    assert size == (width, height)
+    box = (width // 5 / width, height // 4 / height, (4 * width // 5 - width // 5) / width, (height // 2 - height // 4) / height)
+    for shape in ({"height": 20, "width": 20}, {"height": 12, "width": 24}):
+        crop = pictures.read(tmp_path / "a.png", channels=1, where="it", **shape)[..., 0]
+        mask = pictures.box_in_crop(box, size, **shape)
+        # A pixel half covered may count as either.
+        assert mask.any() and (crop[mask] >= 100).all() and (crop[~mask] <= 155).all()

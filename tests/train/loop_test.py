@@ -17,7 +17,7 @@ import pytest
 from cimrl_jax.data.pipeline import Order
 from cimrl_jax.data.source import ArraySource
 from cimrl_jax.methods import base
-from cimrl_jax.train import loop
+from cimrl_jax.train import feed, loop
 from cimrl_jax.types import Method, Stage
 from tests import tiny
 
@@ -80,7 +80,7 @@ class OnDisk:
 @pytest.mark.parametrize("resident", ["yes", "no"])
 def test_members_are_fed_the_rows_of_their_order_and_groups_only_where_declared(name, resident):
     program = tiny.program(tiny.method(name), seeds=(0, 5), resident=resident)
-    data = loop.Feed(program)(4, 2)
+    data = program.feed()(4, 2)
     if resident == "yes":
         columns, rows = data
         batches = jax.tree.map(lambda x: np.asarray(x)[np.asarray(rows)], columns)
@@ -104,17 +104,17 @@ def test_streamed_and_resident_data_train_the_same(tmp_path):
     ways = {"resident": program, "streamed": dataclasses.replace(program, resident="no")}
     ways["loaded"] = dataclasses.replace(program, source=OnDisk(program.source))
     found = {name: tiny.train(own, tmp_path / name) for name, own in ways.items()}
-    assert not loop.Feed(ways["loaded"]).resident
+    assert not ways["loaded"].feed().resident
     for name in ("streamed", "loaded"):
         tiny.assert_close(found[name].final.params, found["resident"].final.params, rtol=1e-6, atol=1e-7)
 
 
 def test_data_that_is_too_large_is_not_held_on_the_device(monkeypatch):
     program = tiny.program(tiny.method("erm"))
-    assert loop.Feed(program).resident
-    monkeypatch.setattr(loop, "RESIDENT_BYTES", 100)
-    assert not loop.Feed(program).resident
-    assert loop.Feed(dataclasses.replace(program, resident="yes")).resident
+    assert program.feed().resident
+    monkeypatch.setattr(feed, "RESIDENT_BYTES", 100)
+    assert not program.feed().resident
+    assert dataclasses.replace(program, resident="yes").feed().resident
 
 
 def test_stages_end_at_their_share_of_the_steps():

@@ -89,7 +89,7 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
     pools = {"train": training.take(~held_out), "validation": training.take(held_out), "test": test}
     sizes = {"train": options.train, "validation": options.validation, "test": options.test}
     favoured = _favoured(training, options, classes)
-    attributes = {base: np.array([favoured.get(form, -1) for form in pool.form], np.int32) for base, pool in pools.items()}
+    attributes = {base: np.array([favoured.get(str(form), -1) for form in pool.column("form")], np.int32) for base, pool in pools.items()}
 
     given = (options.validation_correlation, options.test_correlation)
     agree_validation, agree_test = (options.correlation if value is None else value for value in given)
@@ -98,7 +98,7 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
     for base, pool in pools.items():
         own = {name: draw.correlations[0] for name, draw in draws.items() if draw.base == base}
         rows |= _draw(base, pool, attributes[base], own, sizes[base], classes, options.data_seed)
-    tokeniser = tokenise.fit((pools["train"].words[row] for row in rows["train"]), length=LENGTH)
+    tokeniser = tokenise.fit(pools["train"].take(rows["train"]).words, length=LENGTH)
     shown = {official: _Pictures(folder / official / "images", options.size) for official in ("train", "test")}
     pairs = [(y, a) for y in range(len(classes)) for a in range(len(classes)) if _kind(classes[y]) == _kind(classes[a])]
     splits = {}
@@ -106,7 +106,7 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
         base = draws[name].base
         pool, value = pools[base].take(chosen), attributes[base][chosen]
         image = shown["test" if base == "test" else "train"].read(pool.picture)
-        regions = {"cause": {"image": _shape(image), "text": pool.cause}, "shortcut": {"text": pool.shortcut}}
+        regions = {"cause": {"image": _shape(image), "text": pool.column("cause")}, "shortcut": {"text": pool.column("shortcut")}}
         group = np.array([pairs.index(pair) for pair in zip(pool.label.tolist(), value.tolist(), strict=True)], np.int32)
         splits[name] = ArraySource(inputs={"image": image, "text": tokeniser.encode(pool.words)}, label=pool.label, group=group, regions=regions)
     return Dataset(
@@ -131,70 +131,87 @@ def locate() -> pathlib.Path:
 
 
 @dataclasses.dataclass(frozen=True)
+class Phrase:
+    """One of the few hundred questions that are asked again and again."""
+
+    words: tuple[str, ...]
+    form: str
+    stratum: int
+    """What must not depend on the answer either: whether a yes/no question denies and, unless that is the form, whether it asks for a colour."""
+    cause: tuple[bool, ...]
+    """Which of the `LENGTH` words matter."""
+    shortcut: tuple[bool, ...]
+    """Which of them are the form."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Questions:
-    words: list[list[str]]
+    phrases: tuple[Phrase, ...]
+    phrase: Int[np.ndarray, " n"]
+    """Index into `phrases`."""
     label: Int[np.ndarray, " n"]
     picture: Int[np.ndarray, " n"]
-    form: list[str]
-    stratum: Int[np.ndarray, " n"]
-    """What must not depend on the answer either: whether a yes/no question denies and, unless it is the form, whether it asks for a colour."""
-    cause: Bool[np.ndarray, "n length"]
-    """Which words matter."""
-    shortcut: Bool[np.ndarray, "n length"]
-    """Which words are the form."""
 
     def take(self, rows: np.ndarray) -> Questions:
         """The questions at these indices, or where the mask is true."""
-        numbers = np.flatnonzero(rows) if rows.dtype == bool else rows
-        lists = {name: [getattr(self, name)[row] for row in numbers] for name in ("words", "form")}
-        return Questions(**lists, **{name: getattr(self, name)[numbers] for name in ("label", "picture", "stratum", "cause", "shortcut")})
+        return Questions(self.phrases, self.phrase[rows], self.label[rows], self.picture[rows])
+
+    def column(self, name: str) -> np.ndarray:
+        """A field of `Phrase`, other than its words, for every question."""
+        return np.array([getattr(phrase, name) for phrase in self.phrases])[self.phrase]
+
+    @property
+    def words(self) -> list[tuple[str, ...]]:
+        return [self.phrases[number].words for number in self.phrase.tolist()]
 
 
 def read_questions(path: pathlib.Path, options: Options, classes: tuple[str, ...]) -> Questions:
     """The questions in a file that have one of these answers, without those that deny if they are not wanted."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        rows = [(tokenise.words_of(question), str(answer), int(picture)) for question, answer, picture in content]
+        rows = [(question.lower(), answer, int(picture)) for question, answer, picture in content]
+        strange = {answer for _, answer, _ in rows} - set(sum(KINDS, ()))
     except OSError as error:
         raise UserError(f"{WHERE}: cannot read {path} ({error.strerror}); expected train/ and test/ with questions.json and images/ each") from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{WHERE}: {path} is no list of [question, answer, picture] ({error}); fetch it again") from error
-    if strange := {answer for _, answer, _ in rows} - set(sum(KINDS, ())):
-        raise UserError(f"{WHERE}: {path} has the answer {sorted(strange)[0]!r}; expected one of {', '.join(sum(KINDS, ()))}")
-    kept = [row for row in rows if row[1] in classes and (options.denied or not set(DENIALS) & set(row[0]))]
-    if not kept:
+    if strange:
+        raise UserError(f"{WHERE}: {path} has the answer {min(map(str, strange))!r}; expected one of {', '.join(sum(KINDS, ()))}")
+    known = {key: _parse(key[0], key[1] in YES_NO, options) for key in dict.fromkeys((question, answer) for question, answer, _ in rows)}
+    wanted = [row for row in rows if row[1] in classes and (options.denied or not set(DENIALS) & set(known[row[:2]].words))]
+    if not wanted:
         raise UserError(f"{WHERE}: {path} has no question with one of the answers {', '.join(classes)}; fetch it again")
-    parsed = [_parse(words, answer, options) for words, answer, _ in kept]
+    place = {phrase: number for number, phrase in enumerate(dict.fromkeys(known.values()))}
+    number = {key: place[phrase] for key, phrase in known.items()}
+    label = {answer: klass for klass, answer in enumerate(classes)}
     return Questions(
-        words=[words for words, _, _ in kept],
-        label=np.array([classes.index(answer) for _, answer, _ in kept], np.int32),
-        picture=np.array([picture for _, _, picture in kept]),
-        form=[form for form, _, _, _ in parsed],
-        stratum=np.array([stratum for _, stratum, _, _ in parsed]),
-        cause=np.array([cause for _, _, cause, _ in parsed]),
-        shortcut=np.array([shortcut for _, _, _, shortcut in parsed]),
+        phrases=tuple(place),
+        phrase=np.array([number[question, answer] for question, answer, _ in wanted]),
+        label=np.array([label[answer] for _, answer, _ in wanted], np.int32),
+        picture=np.array([picture for _, _, picture in wanted]),
     )
 
 
-def _parse(words: list[str], answer: str, options: Options) -> tuple[str, int, list[bool], list[bool]]:
-    """(form, stratum, which words matter, which make the form)."""
+def _parse(question: str, yes_no: bool, options: Options) -> Phrase:
+    words = tokenise.words_of(question)
     asked = [word in SHAPES + COLOURS for word in words]
     denial = [word in DENIALS for word in words]
-    if answer not in YES_NO:
-        form, stratum, cause = [True] * len(words), 0, [False] * len(words)
+    cause = [yes_no and (a or d) for a, d in zip(asked, denial, strict=True)]
+    stratum = 2 * any(denial) + any(word in COLOURS for word in words) if yes_no else 0
+    if not yes_no:
+        form = [True] * len(words)
     elif options.form == "word":
-        form, stratum, cause = asked, any(denial), [a or d for a, d in zip(asked, denial, strict=True)]
+        form, stratum = asked, 2 * any(denial)
     else:
         # "a" gives way to "no", and "shape" stands only beside a colour: neither is a matter of wording.
-        form = [not (a or d or word in ("a", "shape")) for word, a, d in zip(words, asked, denial, strict=True)]
-        stratum = 2 * any(denial) + any(word in COLOURS for word in words)
-        cause = [a or d for a, d in zip(asked, denial, strict=True)]
+        form = [not (c or word in ("a", "shape")) for word, c in zip(words, cause, strict=True)]
 
-    def padded(places: list[bool]) -> list[bool]:
-        return (places + [False] * LENGTH)[:LENGTH]
+    def padded(places: list[bool]) -> tuple[bool, ...]:
+        return tuple((places + [False] * LENGTH)[:LENGTH])
 
-    name = " ".join(word for word, part in zip(words, form, strict=True) if part)
-    return f"{KINDS.index(_kind(answer))} {name}", int(stratum), padded(cause), padded(form)
+    kind = "whether" if yes_no else "what"
+    name = " ".join((kind, *(word for word, part in zip(words, form, strict=True) if part)))
+    return Phrase(tuple(words), name, int(stratum), padded(cause), padded(form))
 
 
 def _kind(answer: str) -> tuple[str, ...]:
@@ -207,8 +224,7 @@ def _favoured(questions: Questions, options: Options, classes: tuple[str, ...]) 
     favoured = {}
     for kind in KINDS:
         answers = rng.permutation([classes.index(answer) for answer in kind if answer in classes])
-        of_kind = np.isin(questions.label, answers)
-        forms, counts = np.unique([form for form, own in zip(questions.form, of_kind, strict=True) if own], return_counts=True)
+        forms, counts = np.unique(questions.column("form")[np.isin(questions.label, answers)], return_counts=True)
         for number, place in enumerate(np.argsort(-counts, kind="stable")):
             favoured[str(forms[place])] = int(answers[number % len(answers)])
     return favoured
@@ -224,15 +240,16 @@ def _draw(
 ) -> dict[str, Int[np.ndarray, " k"]]:
     """The rows of each split made of this pool, by the split's correlation."""
     kinds = [np.array([classes.index(other) for other in _kind(answer)], np.int32) for answer in classes]
-    strata = [np.unique(pool.stratum[pool.label == label]) for label in range(len(classes))]
+    stratum = pool.column("stratum")
+    strata = [np.unique(stratum[pool.label == label]) for label in range(len(classes))]
     counts = []
     for label, answer in enumerate(classes):
         own = pool.label == label
-        have = np.array([[(own & (attribute == a) & (pool.stratum == s)).sum() for s in strata[label]] for a in kinds[label]], np.int64)
+        have = np.array([[(own & (attribute == a) & (stratum == s)).sum() for s in strata[label]] for a in kinds[label]], np.int64)
         place = _kind(answer).index(answer)
         candidates = range(1, min(size // len(classes), int(own.sum())) + 1)
         # The first that is too many.
-        counts.append(bisect.bisect_left(candidates, True, key=lambda n: not all(_enough(have, place, share, n) for share in shares.values())))  # noqa: B023
+        counts.append(bisect.bisect_left(candidates, True, key=lambda n: not all(_enough(have, place, share, n) for share in shares.values())))
         if not counts[-1]:
             raise UserError(f"{WHERE}: there are too few questions with the answer {answer!r} for {base}; choose a correlation nearer to 1/2")
     counts[: len(YES_NO)] = [min(counts[: len(YES_NO)])] * len(YES_NO)
@@ -240,13 +257,13 @@ def _draw(
     for label, answer in enumerate(classes):
         for name, share in shares.items():
             rng = planting.generator(seed, name, answer)
-            place = np.full(counts[label], _kind(answer).index(answer), np.int32)
-            value = kinds[label][planting.attributes(place, len(kinds[label]), share, rng)]
-            stratum = np.empty(counts[label], pool.stratum.dtype)
+            itself = np.full(counts[label], _kind(answer).index(answer), np.int32)
+            value = kinds[label][planting.attributes(itself, len(kinds[label]), share, rng)]
+            even = np.empty(counts[label], stratum.dtype)
             for a in kinds[label]:
-                stratum[value == a] = np.resize(rng.permutation(strata[label]), (value == a).sum())
-            want = (np.full(counts[label], label, np.int32), value, stratum)
-            drawn[name].append(resampling.matching((pool.label, attribute, pool.stratum), want, rng, where=f"{WHERE}: {name}"))
+                even[value == a] = np.resize(rng.permutation(strata[label]), (value == a).sum())
+            want = (np.full(counts[label], label, np.int32), value, even)
+            drawn[name].append(resampling.matching((pool.label, attribute, stratum), want, rng, where=f"{WHERE}: {name}"))
     return {name: planting.generator(seed, name, "order").permutation(np.concatenate(rows)) for name, rows in drawn.items()}
 
 
