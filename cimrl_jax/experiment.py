@@ -69,7 +69,7 @@ def run(
                 _report(config, workdir, found, quiet)
             return found
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise UserError(f"cannot write to {workdir}: {error.strerror}; free some space or choose another --workdir") from error
         raise
 

@@ -17,9 +17,10 @@ from cimrl_jax.config import Config, load
 from cimrl_jax.data.source import ArraySource
 from cimrl_jax.options import component, make_options
 from cimrl_jax.train import loop
-from cimrl_jax.train.mesh import make_mesh
+from cimrl_jax.train.mesh import make_mesh, sharding
 from cimrl_jax.train.optimizer import make_optimizer
-from cimrl_jax.types import Batch, Method, Model, Outputs, Slots, SlotSpec, Spec
+from cimrl_jax.train.step import init_member
+from cimrl_jax.types import Batch, Method, Model, Outputs, Slots, SlotSpec, Spec, TrainState
 
 LAYOUT = {m: SlotSpec(kind="slots", count=3, width=4, element=2) for m in ("left", "right")}
 DIM = 5
@@ -37,7 +38,7 @@ STUDY: dict[str, Any] = {
         "m0": {"encoder": "identity", "depth": 0},
         "m1": {"encoder": "identity", "depth": 0},
     },
-    "train": {"steps": 6, "batch_size": 8, "chunk": 2, "eval_every": 3, "learning_rate": 0.01},
+    "train": {"steps": 6, "batch_size": 8, "chunk": 2, "eval_every": 3, "learning_rate": 0.01, "compile_cache": False},
     "evaluate": {"bootstrap": 20, "batch_size": 24, "ceiling": False},
     "report": {"examples": 2},
 }
@@ -153,6 +154,15 @@ def program(record: Method, own: ArraySource | None = None, *, classes: int = 2,
 def assembled(name: str, **changes: Any) -> loop.Program:
     """The method on the tiny study's data and model."""
     return experiment.assemble(study(methods=(name,), **changes)).programs[0]
+
+
+def members(own: loop.Program) -> TrainState:
+    """All members before the first step."""
+    states = [
+        init_member(seed, hyper, model=own.model, method=own.method, spec=own.spec, optimizer=own.optimizer)
+        for seed, hyper in zip(own.seeds, own.hyper, strict=True)
+    ]
+    return jax.device_put(jax.tree.map(lambda *parts: jnp.stack(parts), *states), sharding(own.mesh, "member"))
 
 
 @dataclasses.dataclass

@@ -42,7 +42,8 @@ def _peak_bytes(compiled: Any) -> float | None:
         value = answer.get(name) if isinstance(answer, Mapping) else getattr(answer, name, None)
         return None if value is None else float(value)
 
-    if (peak := read("peak_memory_in_bytes")) is not None and peak > 0:
+    peak, temporaries = read("peak_memory_in_bytes"), read("temp_size_in_bytes")
+    if peak is not None and peak > (temporaries or 0.0):  # the CPU's "peak" leaves the temporaries out
         return peak
     parts = [read(f"{part}_size_in_bytes") for part in ("argument", "output", "temp")]
     if answer is None or all(part is None for part in parts):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from cimrl_jax.data import pipeline
 from cimrl_jax.data.source import Dataset, Source
@@ -36,7 +36,7 @@ def examine(members: Members, dataset: Dataset, split: str, *, shown: int) -> tu
     sums: Any = None
     for number, fields in enumerate(pipeline.evaluation_batches(source, min(BATCH, len(source)))):
         batch = Batch(**fields)
-        part = measure(members.params, members.state, members.hyper, batch, _regions(model, source, batch.index), jax.random.key(number))
+        part = measure(members.params, members.state, members.hyper, batch, _regions(model, source, fields["index"]), jax.random.key(number))
         sums = part if sums is None else alignment.add(sums, part)
     reports = []
     for i in range(len(next(iter(members.hyper.values())))):
@@ -66,7 +66,7 @@ def _logits(model: Model, params: Params, slots: dict[str, Slots]) -> Array:
     return model.decide(params, model.encode(params, slots)).logits
 
 
-def _regions(model: Model, source: Source, rows: Array) -> dict[str, Any]:
+def _regions(model: Model, source: Source, rows: Int[np.ndarray, " b"]) -> dict[str, Any]:
     if source.regions is None:
         return {}
     return {target: model.regions({m: mask[rows] for m, mask in masks.items()}) for target, masks in source.regions.items()}

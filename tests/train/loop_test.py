@@ -1,4 +1,4 @@
-"""Training as the host sees it: what is fed, the stages, selection, and that stopping anywhere changes nothing."""
+"""Training as the host sees it: the stages, selection, and that stopping anywhere changes nothing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ import optax
 import pytest
 
 from cimrl_jax.data.pipeline import Order
-from cimrl_jax.data.source import ArraySource
 from cimrl_jax.methods import base
-from cimrl_jax.train import feed, loop
+from cimrl_jax.train import loop
 from cimrl_jax.types import Method, Stage
 from tests import tiny
 
@@ -53,70 +52,6 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-@dataclasses.dataclass(frozen=True)
-class OnDisk:
-    """The same rows, to be loaded on demand."""
-
-    whole: ArraySource
-    regions: None = None
-    arrays: None = None
-
-    @property
-    def label(self):
-        return self.whole.label
-
-    @property
-    def group(self):
-        return self.whole.group
-
-    def __len__(self):
-        return len(self.whole)
-
-    def load(self, rows):
-        return self.whole.load(rows)
-
-
-@pytest.mark.parametrize("name", ["erm", "group_dro"])
-@pytest.mark.parametrize("resident", ["yes", "no"])
-def test_members_are_fed_the_rows_of_their_order_and_groups_only_where_declared(name, resident):
-    program = tiny.program(tiny.method(name), seeds=(0, 5), resident=resident)
-    data = program.feed()(4, 2)
-    if resident == "yes":
-        columns, rows = data
-        batches = jax.tree.map(lambda x: np.asarray(x)[np.asarray(rows)], columns)
-    else:
-        batches = jax.tree.map(np.asarray, data)
-    source = program.source
-    weights = 1 / np.bincount(source.group)[source.group] if name == "group_dro" else None
-    for member, seed in enumerate(program.seeds):
-        expected = Order(len(source), 4, seed, weights=weights).rows(4, 2)
-        np.testing.assert_array_equal(batches.index[:2, member], expected)
-        np.testing.assert_array_equal(batches.label[:2, member], source.label[expected])
-        np.testing.assert_array_equal(batches.group[:2, member], source.group[expected] if name == "group_dro" else -1)
-        np.testing.assert_array_equal(batches.weight[:2, member], 1)
-        for m in source.inputs:
-            np.testing.assert_array_equal(batches.inputs[m][:2, member], source.inputs[m][expected])
-            np.testing.assert_array_equal(batches.present[m][:2, member], source.present[m][expected])
-
-
-def test_streamed_and_resident_data_train_the_same(tmp_path):
-    program = tiny.program(tiny.method("erm"))
-    ways = {"resident": program, "streamed": dataclasses.replace(program, resident="no")}
-    ways["loaded"] = dataclasses.replace(program, source=OnDisk(program.source))
-    found = {name: tiny.train(own, tmp_path / name) for name, own in ways.items()}
-    assert not ways["loaded"].feed().resident
-    for name in ("streamed", "loaded"):
-        tiny.assert_close(found[name].final.params, found["resident"].final.params, rtol=1e-6, atol=1e-7)
-
-
-def test_data_that_is_too_large_is_not_held_on_the_device(monkeypatch):
-    program = tiny.program(tiny.method("erm"))
-    assert program.feed().resident
-    monkeypatch.setattr(feed, "RESIDENT_BYTES", 100)
-    assert not program.feed().resident
-    assert dataclasses.replace(program, resident="yes").feed().resident
-
-
 def test_stages_end_at_their_share_of_the_steps():
     method = tiny.method("erm")
     shares = [method.stages[0]._replace(share=share) for share in (1.0, 1.0, 2.0)]
@@ -144,7 +79,7 @@ def test_the_second_stage_enters_with_fresh_parameters_and_the_firsts_state(stra
     for member, seed in enumerate(program.seeds):
         drawn = np.bincount(Order(len(program.source), 4, seed).rows(0, 5).ravel(), minlength=len(program.source))
         np.testing.assert_allclose(trained.final.method["drawn"][member], np.sqrt(drawn), rtol=1e-6)
-    fresh, first = (np.asarray(tree) for tree in (trained.final.method["fresh"], loop._fresh(program)["state"].params["model"]["combined"]))
+    fresh, first = (np.asarray(tree) for tree in (trained.final.method["fresh"], tiny.members(program).params["model"]["combined"]))
     assert (np.abs(fresh - first).max(axis=(1, 2)) > 0.1).all() and np.abs(fresh[0] - fresh[1]).max() > 0.1
     counts = optax.tree_utils.tree_get(trained.final.opt_state, "count", filtering=lambda path, value: "ScaleByAdamState" in str(path))
     np.testing.assert_array_equal(counts, 5)

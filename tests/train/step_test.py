@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from cimrl_jax.train import step as fused
-from cimrl_jax.train.loop import _fresh
 from tests import tiny
 
 
@@ -16,7 +15,7 @@ from tests import tiny
 def case():
     program = tiny.program(tiny.method("erm"), seeds=(0, 1, 2), augment=True)
     step = fused.make_step(program.model, program.method.stages[0], program.optimizer, augment=True)
-    return program, step, program.feed()(0, 3), _fresh(program)["state"]
+    return program, step, program.feed()(0, 3), tiny.members(program)
 
 
 def test_a_chunk_equals_its_steps_one_by_one_and_averages_their_metrics(case):

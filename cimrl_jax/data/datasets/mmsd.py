@@ -72,11 +72,11 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
     if path is None:
         raise UserError(f"{WHERE}: it reads files; set data.path to a folder with mmsd1/, mmsd2/ and dmsd_cl/ (`--help mmsd` says what they hold)")
     first, second = path / "mmsd1", path / "mmsd2"
-    posts = {"test": read_lists(first / "test2.txt", columns=4)}
     if options.train_on == "mmsd1":
-        posts |= {"train": keep(read_lists(first / "train.txt", columns=3)), "validation": read_lists(first / "valid2.txt", columns=4)}
+        posts = {"train": keep(read_lists(first / "train.txt", columns=3)), "validation": read_lists(first / "valid2.txt", columns=4)}
     else:
-        posts |= {"train": read_json(second / "train.json"), "validation": read_json(second / "valid.json")}
+        posts = {"train": read_json(second / "train.json"), "validation": read_json(second / "valid.json")}
+    posts["test"] = read_lists(first / "test2.txt", columns=4)
     if options.train_on == "mmsd2" or second.exists():
         posts["test_v2"] = read_json(second / "test.json")
     if (path / "dmsd_cl").exists():

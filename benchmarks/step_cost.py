@@ -1,0 +1,93 @@
+"""What a step of each method costs relative to ERM's: operations as XLA counts them, and time side by side. One JSON line per method.
+
+Command: python benchmarks/step_cost.py [--config configs/digits.py] [any field, as --a.b value] > benchmarks/results/step_cost.jsonl
+
+One member at a time and one step a call, so that XLA's count (which takes a loop's body once) is that of the step. Times are medians over rounds in
+which every method runs once, so that whatever else the machine does falls on all alike; ratios, not times, are the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cimrl_jax import experiment
+from cimrl_jax.config import Config
+from cimrl_jax.evaluate import efficiency
+from cimrl_jax.main import parse
+from cimrl_jax.report.results import environment
+from cimrl_jax.train import loop
+from cimrl_jax.train import step as fused
+
+ROUNDS, STEPS = 15, 10
+
+
+class Side(NamedTuple):
+    """One method, ready to be timed."""
+
+    name: str
+    run: Callable[[], float]
+    cost: dict[str, float | None]
+    compile_seconds: float
+
+
+def prepare(program: loop.Program) -> Side:
+    """Compiles one step of one member."""
+    step = fused.make_step(program.model, program.method.stages[0], program.optimizer, augment=program.augment)
+    state = fused.init_member(0, program.hyper[0], model=program.model, method=program.method, spec=program.spec, optimizer=program.optimizer)
+    fetched = fused.resident(dataclasses.replace(program, seeds=(0,)).feed()(0, 1), jnp.int32(0))
+    batch = jax.tree.map(lambda x: x[0], fetched)
+    began = time.perf_counter()
+    compiled = jax.jit(step).lower(state, batch).compile()
+    seconds = time.perf_counter() - began
+
+    def run() -> float:
+        nonlocal state
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+        return (time.perf_counter() - began) / STEPS
+
+    return Side(program.name, run, efficiency.cost(compiled), seconds)
+
+
+def measure(config: Config) -> list[dict[str, Any]]:
+    """One record per method."""
+    config = dataclasses.replace(config, methods=("erm", *(m for m in config.methods if m != "erm")), seeds=(0,))
+    sides = [prepare(own) for own in experiment.assemble(config).programs if own.name != "ceiling"]
+    rounds = [[side.run() for side in sides] for _ in range(ROUNDS + 2)][2:]  # the first two warm up
+    records = []
+    for i, side in enumerate(sides):
+        ratios = [times[i] / times[0] for times in rounds]
+        flops, base = side.cost["flops"], sides[0].cost["flops"]
+        records.append(
+            {
+                "name": f"step_cost/{side.name}",
+                "time_ratio": statistics.median(ratios),
+                "time_ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
+                "flops_ratio": flops / base if flops and base else None,
+                "flops": flops,
+                "seconds": statistics.median(times[i] for times in rounds),
+                "peak_bytes": side.cost["peak_bytes"],
+                "compile_seconds": side.compile_seconds,
+                "environment": environment(),
+            }
+        )
+    return records
+
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if not any(word.startswith("--config") for word in arguments):
+        arguments = ["--config", "configs/digits.py", *arguments]
+    for record in measure(parse(arguments)[0]):
+        print(json.dumps(record), flush=True)
