@@ -1,4 +1,4 @@
-"""Choosing rows so that a split has the counts it should: stratified, matched to wanted attributes, or every group equally large."""
+"""Choosing rows so that a split has the counts it should: stratified, or matched to wanted attributes."""
 
 from __future__ import annotations
 
@@ -41,13 +41,3 @@ def matching(
             raise UserError(f"{where} needs {len(places)} examples of label, attribute = {values}, but there are only {len(pool)}; ask for fewer")
         rows[places] = np.resize(pool, len(places))
     return rows
-
-
-def equal(columns: tuple[Int[np.ndarray, " n"], ...], rng: np.random.Generator, *, most: int = 0) -> Int[np.ndarray, " k"]:
-    """Random rows, none twice, as many of every combination of the columns' values as the rarest has; at most `most` in all (0: no limit)."""
-    _, kind = np.unique(np.stack(columns, 1), axis=0, return_inverse=True)
-    counts = np.bincount(kind.reshape(-1))
-    each = int(counts.min()) if not most else min(int(counts.min()), max(most // len(counts), 1))
-    order = rng.permutation(len(kind))
-    kept = [order[kind.reshape(-1)[order] == value][:each] for value in range(len(counts))]
-    return rng.permutation(np.concatenate(kept))

@@ -49,14 +49,3 @@ def test_rows_are_repeated_only_when_asked_for_and_evenly():
     assert sorted(np.bincount(rows)) == [1, 2, 2, 3]
     with pytest.raises(UserError, match="there are only 0"):
         resampling.matching(have, (np.array([2]),), rng, where="it", repeat=True)
-
-
-@SOME
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60), st.integers(0, 30), st.integers(0, 99))
-def test_groups_are_made_equal_by_leaving_rows_out(pairs, most, seed):
-    have = np.array(pairs)
-    rows = resampling.equal((have[:, 0], have[:, 1]), np.random.default_rng(seed), most=most)
-    _, rarest = np.unique(have, axis=0, return_counts=True)
-    _, counts = np.unique(have[rows], axis=0, return_counts=True)
-    assert len(set(rows)) == len(rows) and len(counts) == len(rarest)
-    assert set(counts) == {rarest.min() if not most else min(rarest.min(), max(most // len(rarest), 1))}

@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from cimrl_jax.data import planting, tokenise
+from cimrl_jax.data import pictures, planting, resampling, tokenise
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import Range, make_options
@@ -114,7 +114,7 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
     if sum(sizes.values()) > len(digit):
         raise UserError(f"{WHERE}: train + validation + test is {sum(sizes.values())}, but there are only {len(digit)} digits; ask for fewer")
     # Rank within the digit first: each run of ten rows holds every digit, so any cut is stratified to within one example.
-    order = _interleave(digit, planting.generator(options.data_seed, "splits"))
+    order = resampling.interleave(digit, planting.generator(options.data_seed, "splits"))
     cuts = np.split(order[: sum(sizes.values())], np.cumsum(list(sizes.values()))[:-1])
     examples = {name: _Examples.draw(options, name, pixels[rows], digit[rows]) for name, rows in zip(sizes, cuts, strict=True)}
 
@@ -165,15 +165,6 @@ def read(path: pathlib.Path) -> tuple[UInt8[np.ndarray, "n 28 28"], Int[np.ndarr
     if table.shape[1] != 785:
         raise UserError(f"{WHERE}: {path} has {table.shape[1]} columns; expected 785, 784 pixels and the digit")
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int32)
-
-
-def _interleave(digit: Int[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    shuffled = rng.permutation(len(digit))
-    rank = np.empty(len(digit), np.int64)
-    for value in np.unique(digit):
-        members = shuffled[digit[shuffled] == value]
-        rank[members] = np.arange(len(members))
-    return shuffled[np.argsort(rank[shuffled], kind="stable")]
 
 
 def _attributes(options: Options, split: str, label: Int[np.ndarray, " n"], draw: planting.Draw) -> list[Int[np.ndarray, " n"]]:
@@ -235,7 +226,7 @@ class _Examples:
         phase = rng.uniform(0, 2 * np.pi, n)
         noise = rng.standard_normal((n, 28, 28, 3), np.float32) * np.float32(options.noise)
         coloured = options.ground in ("colour", "both")
-        ground = _colour(attribute / values + hue, 0.8 if coloured else 0.0, brightness)[:, None, None, :]
+        ground = pictures.colour(attribute / values + hue, 0.8 if coloured else 0.0, brightness)[:, None, None, :]
         if options.ground in ("texture", "both"):
             ground = ground + 0.2 * _stripes(np.pi * attribute / values, phase)[..., None]
         ink = self.ink[..., None]
@@ -251,12 +242,6 @@ class _Examples:
         group = self.label * len(CLASSES[self.options.task]) + attribute
         inputs = {"image": self.pictures(image), "text": tokeniser.encode([words for words, _, _ in captions])}
         return ArraySource(inputs=inputs, label=self.label, group=group.astype(np.int32), regions=regions)
-
-
-def _colour(hue: Float[np.ndarray, " n"], saturation: float, value: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 3"]:
-    """HSV to RGB; a whole turn of the hue is 1."""
-    turn = (np.array([5, 3, 1]) + hue[:, None] * 6) % 6
-    return value[:, None] * (1 - saturation * np.minimum(turn, 4 - turn).clip(0, 1))
 
 
 def _stripes(direction: Float[np.ndarray, " n"], phase: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 28 28"]:
