@@ -1,4 +1,4 @@
-"""CIMRL's loss, part by part, against transcriptions of METHODS 1; what an option removes is removed exactly, and gradients stop where they should."""
+"""CIMRL's loss, part by part, against transcriptions of METHODS 1; what an option removes is gone, and gradients stop where they should."""
 
 from __future__ import annotations
 
@@ -202,9 +202,7 @@ def test_conflicting_examples_weigh_more():
     assert raised["l_ci"] == plain["l_ci"]
 
 
-@pytest.mark.parametrize(
-    ("identify", "intervention"), [*itertools.product(typing.get_args(editor.Identify), typing.get_args(editor.Intervention))]
-)
+@pytest.mark.parametrize(("identify", "intervention"), [*itertools.product(typing.get_args(editor.Identify), typing.get_args(editor.Intervention))])
 def test_every_way_to_identify_goes_with_every_intervention(identify, intervention):
     record, model, params, state, batch = make_case(identify=identify, intervention=intervention)
     hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
