@@ -1,8 +1,8 @@
 """Chest X-rays and notes of patients with COVID-19 or something else, where the view tells: five folds by patient, `--data.fold 0` to 4.
 
 Command:   python -m cimrl_jax.main --config configs/covid_cxr.py --data.path /where/metadata/and/images/lie
-Cost:      (to be measured)
-Result:    (to be measured)
+Cost:      about 1 min for erm and the ceiling, 1 seed, fold 0, on 2 CPU cores
+Result:    1 seed, fold 0, accuracy / worst group of test: ERM 75.5 / 0, ceiling 83.0 / 25.0 % (other folds and methods: not yet measured)
 """
 
 config = {

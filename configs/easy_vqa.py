@@ -1,8 +1,8 @@
 """Yes/no questions about a coloured shape, whose wording tells the answer in training and lies in the flipped test: changing priors.
 
 Command:   python -m cimrl_jax.main --config configs/easy_vqa.py
-Cost:      (to be measured)
-Result:    (to be measured)
+Cost:      about 2 min for erm and the ceiling, 1 seed, on 2 CPU cores
+Result:    1 seed, worst group of test_balanced: ERM 0, ceiling 67.3 % (other methods: not yet measured)
 """
 
 config = {

@@ -1,8 +1,8 @@
 """Sarcasm in posts whose hashtags tell the label: trained on MMSD, tested on its balanced and flipped posts, MMSD2.0 and rewritten posts.
 
 Command:   python -m cimrl_jax.main --config configs/mmsd.py --data.path /where/mmsd1/mmsd2/and/dmsd_cl/lie
-Cost:      (to be measured)
-Result:    (to be measured)
+Cost:      about 2 min for erm and the ceiling, 1 seed, on 2 CPU cores
+Result:    1 seed, worst group of test_balanced: ERM 61.1, ceiling 68.4 % (other methods: not yet measured)
 """
 
 config = {

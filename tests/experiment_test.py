@@ -12,6 +12,7 @@ import pytest
 
 import cimrl_jax
 from cimrl_jax import experiment
+from cimrl_jax.data.source import ArraySource
 from cimrl_jax.errors import UserError
 from cimrl_jax.report.results import Results
 from cimrl_jax.train import loop
@@ -37,7 +38,7 @@ def test_run_returns_what_load_reads_back(finished):
 
 def test_a_nested_mapping_with_overrides_is_a_config_and_gives_the_same_numbers(finished, tmp_path):
     results, _ = finished
-    again = cimrl_jax.run(tiny.STUDY, quiet=True, workdir=str(tmp_path), seeds=[0, 1, 2], **{"report.html": False})
+    again = cimrl_jax.run(tiny.STUDY, quiet=True, workdir=str(tmp_path), seeds=[0, 1, 2], report={"html": False})
     assert again is not None
     assert [run["splits"] for run in again.runs] == [run["splits"] for run in results.runs]
     assert not (tmp_path / "report.html").exists()
@@ -110,6 +111,7 @@ def test_the_ceiling_is_erm_on_randomised_data_where_both_are_there():
 def test_a_training_split_without_a_class_is_refused():
     built = experiment.assemble(tiny.study())
     train = built.dataset.split("train")
+    assert isinstance(train, ArraySource)
     lacking = dataclasses.replace(train, label=np.zeros_like(train.label))
     dataset = dataclasses.replace(built.dataset, splits={**built.dataset.splits, "train": lacking})
     with pytest.raises(UserError, match=r"data set 'synthetic' \(train\) has no example of class 'positive'; every class needs one"):
@@ -138,15 +140,15 @@ def test_selection_by_worst_group_and_by_average_choose_what_their_names_say(tmp
 
 def test_the_compile_cache_goes_where_the_environment_says(tmp_path, monkeypatch):
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_persistent_cache_enable_xla_caches")
-    before = {name: getattr(jax.config, name) for name in names}
+    before = {name: jax.config.read(name) for name in names}
     try:
         monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         experiment._use_compile_cache()
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cimrl_jax" / "xla")
+        assert jax.config.read("jax_compilation_cache_dir") == str(tmp_path / "cimrl_jax" / "xla")
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
         experiment._use_compile_cache()
-        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+        assert jax.config.read("jax_compilation_cache_dir") == str(tmp_path / "own")
     finally:
         for name, value in before.items():
             jax.config.update(name, value)

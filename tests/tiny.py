@@ -112,9 +112,10 @@ def batch(own: ArraySource | None = None, rows: Any = slice(8), **changes: Any) 
     """Some rows of a source as a batch of weight 1."""
     own = own or source()
     index = np.arange(len(own))[rows]
-    records = jax.tree.map(jnp.asarray, own.load(index))
+    records: Any = jax.tree.map(jnp.asarray, own.load(index))
     fields = {"label": own.label[index], "group": own.group[index], "index": index.astype(np.int32), "weight": np.ones(len(index), np.float32)}
-    return Batch(**records, **{name: jnp.asarray(value) for name, value in (fields | changes).items()})
+    columns: dict[str, Any] = {name: jnp.asarray(value) for name, value in (fields | changes).items()}
+    return Batch(**records, **columns)
 
 
 def spec(own: ArraySource, *, classes: int = 2, steps: int = 10, layout: Mapping[str, SlotSpec] = LAYOUT) -> Spec:

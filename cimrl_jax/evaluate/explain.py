@@ -69,7 +69,7 @@ def _logits(model: Model, params: Params, slots: dict[str, Slots]) -> Array:
 def _regions(model: Model, source: Source, rows: Int[np.ndarray, " b"]) -> dict[str, Any]:
     if source.regions is None:
         return {}
-    return {target: model.regions({m: mask[rows] for m, mask in masks.items()}) for target, masks in source.regions.items()}
+    return {target: model.regions({m: jnp.asarray(mask[rows]) for m, mask in masks.items()}) for target, masks in source.regions.items()}
 
 
 def _examples(members: Members, dataset: Dataset, split: str, shown: int) -> list[dict[str, Any]]:

@@ -24,7 +24,8 @@ def weights(seed=1):
 
 def linear(slots):
     """Logits that are linear in the valid slots: W_a and W_b applied to their sums."""
-    return sum(jnp.sum(jnp.where(slots[m].mask[..., None], slots[m].values, 0.0), axis=1) @ w for m, w in zip("ab", weights(), strict=True))
+    a, b = (jnp.sum(jnp.where(slots[m].mask[..., None], slots[m].values, 0.0), axis=1) for m in "ab")
+    return a @ weights()[0] + b @ weights()[1]
 
 
 def curved(slots):
@@ -44,7 +45,7 @@ def test_the_gradient_of_a_linear_model_is_its_weights_and_equals_finite_differe
             np.testing.assert_allclose(gradient[m][i], np.asarray(slots[m].mask[i])[:, None] * expected, atol=1e-5)
 
     def margin(i, values):
-        out = linear({**slots, "a": slots["a"].replace(values=values)})[i]
+        out = linear({**slots, "a": Slots(values, slots["a"].mask)})[i]
         return out[target[i]] - (out.sum() - out[target[i]]) / (C - 1)
 
     rng = np.random.default_rng(2)
@@ -72,7 +73,7 @@ def test_the_gradient_equals_vmap_of_the_single_examples_gradient():
 def test_examples_do_not_interact():
     slots, target = make_slots(), jnp.zeros(B, int)
     _, before = attribution.attribute(curved, slots, target)
-    moved = {m: s.replace(values=s.values.at[0].add(1.0)) for m, s in slots.items()}
+    moved = {m: Slots(s.values.at[0].add(1.0), s.mask) for m, s in slots.items()}
     _, after = attribution.attribute(curved, moved, target.at[0].set(1))
     for m in slots:
         np.testing.assert_array_equal(after[m][1:], before[m][1:])

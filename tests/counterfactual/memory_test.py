@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,13 +38,13 @@ def make_batch(b=8, seed=0, spec=SPEC):
     }
 
 
-def update(kind, state, slots, given, decay):
+def update(kind, state: Any, slots, given, decay) -> Any:
     if kind == "misleading":
         return memory.update_misleading(state, slots, **given, decay=decay)
     return memory.update_conflict(state, slots, element=SPEC.element, **given, decay=decay)
 
 
-def fresh(kind):
+def fresh(kind) -> Any:
     return {"misleading": memory.init_misleading, "conflict": memory.init_conflict}[kind](SPEC, CLASSES)
 
 
@@ -78,23 +80,25 @@ def test_conflicts_are_mean_elements_by_label_and_reading():
     np.testing.assert_allclose(state.square, 0.2 * square, atol=1e-5)
 
 
-def part_of(slots, given, rows):
-    return jax.tree.map(lambda x: x[rows], (slots, given))
+def update_rows(kind, state, slots, given, rows):
+    """The update by these rows of the batch alone."""
+    own, part = jax.tree.map(lambda x: x[rows], (slots, given))
+    return update(kind, state, own, part, 0.9)
 
 
 @pytest.mark.parametrize("kind", ["misleading", "conflict"])
 def test_a_batch_split_over_devices_adds_up_and_padding_adds_nothing(kind):
     slots, given = make_batch()
-    own, start = given[kind], update(kind, fresh(kind), *(lambda s, g: (s, g[kind]))(*make_batch(seed=1)), 0.0)
+    own, (earlier, before) = given[kind], make_batch(seed=1)
+    start = update(kind, fresh(kind), earlier, before[kind], 0.0)
     whole = update(kind, start, slots, own, 0.9)
-    first, second = (update(kind, start, *part_of(slots, own, rows), 0.9) for rows in (np.arange(3), np.arange(3, 8)))
+    first, second, left_out = (update_rows(kind, start, slots, own, rows) for rows in (np.arange(3), np.arange(3, 8), np.arange(5)))
     merged = jax.tree.map(lambda a, b, old: a + b - 0.9 * old, first, second, start)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), merged, whole)
 
     keep = np.arange(8) < 5
     padded = own | {"weight": jnp.where(keep, own["weight"], 0.0)}
-    spoiled = slots.replace(values=jnp.where(jnp.asarray(keep)[:, None, None], slots.values, 1e3))
-    left_out = update(kind, start, *part_of(slots, own, np.arange(5)), 0.9)
+    spoiled = Slots(jnp.where(jnp.asarray(keep)[:, None, None], slots.values, 1e3), slots.mask)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), update(kind, start, spoiled, padded, 0.9), left_out)
 
 
@@ -163,7 +167,7 @@ def test_reflecting_twice_is_doing_nothing_and_both_ways_are_one_mirror():
     mirror = memory.mirror(state)
     once = intervene.reflect(slots, *pair(mirror, 0, 1, 400))
     assert np.abs(once - slots.values).max() > 1
-    np.testing.assert_allclose(intervene.reflect(slots.replace(values=once), *pair(mirror, 0, 1, 400)), slots.values, atol=1e-4)
+    np.testing.assert_allclose(intervene.reflect(Slots(once, slots.mask), *pair(mirror, 0, 1, 400)), slots.values, atol=1e-4)
     np.testing.assert_allclose(intervene.reflect(slots, *pair(mirror, 1, 0, 400)), once, atol=1e-4)
 
 

@@ -39,7 +39,7 @@ def test_logits_are_the_mean_of_the_valid_slots_contributions(params):
 
 def test_what_an_invalid_slot_holds_does_not_matter(params):
     slots = make_slots()
-    spoiled = slots.replace(values=jnp.where(slots.mask[..., None], slots.values, 1e6))
+    spoiled = Slots(jnp.where(slots.mask[..., None], slots.values, 1e6), slots.mask)
     np.testing.assert_array_equal(reference.read(params, spoiled)[0], reference.read(params, slots)[0])
 
 

@@ -14,6 +14,7 @@ import scipy.special
 
 from cimrl_jax.counterfactual import editor
 from cimrl_jax.methods import base
+from cimrl_jax.types import Slots
 from tests import tiny
 
 KEY = jax.random.key(7)
@@ -59,12 +60,12 @@ def outputs(**options):
     told = record.explain(state, hyper, model, params, batch, KEY)
     slots = model.embed(params["model"], batch.inputs, batch.present)
     view = model.embed(params["model"], model.perturb(batch.inputs, KEY), batch.present)
-    edited = {m: s.replace(values=told["edited"][m]) for m, s in slots.items()}
+    edited = {m: Slots(told["edited"][m], s.mask) for m, s in slots.items()}
     found = [model.decide(params["model"], model.encode(params["model"], s)) for s in (slots, view, edited)]
     return jax.tree.map(lambda x: np.asarray(x, np.float64), found)
 
 
-def mean(values, weight=WEIGHT):
+def mean(values, weight: np.ndarray = WEIGHT):
     return (values * weight).sum() / weight.sum()
 
 
@@ -127,7 +128,7 @@ def test_disentanglement_is_the_equation(options):
     original, _, _ = outputs(**options)
     present = {m: np.asarray(x, np.float64) for m, x in make_case()[-1].present.items()}
     heads = {m: nll(original.heads[m]) for m in present}
-    weight = WEIGHT
+    weight: np.ndarray = WEIGHT
     if options.get("error_weight"):
         biased = (heads["left"] + heads["right"]) / 2
         weight = WEIGHT * biased / (biased + nll(original.logits))

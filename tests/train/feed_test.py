@@ -40,14 +40,14 @@ class OnDisk:
 @pytest.mark.parametrize("name", ["erm", "group_dro"])
 @pytest.mark.parametrize("resident", ["yes", "no"])
 def test_members_are_fed_the_rows_of_their_order_and_groups_only_where_declared(name, resident):
-    program = tiny.program(tiny.method(name), seeds=(0, 5), resident=resident)
+    source = tiny.source()
+    program = tiny.program(tiny.method(name), source, seeds=(0, 5), resident=resident)
     data = program.feed()(4, 2)
     if resident == "yes":
         columns, rows = data
         batches = jax.tree.map(lambda x: np.asarray(x)[np.asarray(rows)], columns)
     else:
         batches = jax.tree.map(np.asarray, data)
-    source = program.source
     weights = 1 / np.bincount(source.group)[source.group] if name == "group_dro" else None
     for member, seed in enumerate(program.seeds):
         expected = Order(len(source), 4, seed, weights=weights).rows(4, 2)
@@ -61,9 +61,10 @@ def test_members_are_fed_the_rows_of_their_order_and_groups_only_where_declared(
 
 
 def test_streamed_and_resident_data_train_the_same(tmp_path):
-    program = tiny.program(tiny.method("erm"))
+    own = tiny.source()
+    program = tiny.program(tiny.method("erm"), own)
     ways = {"resident": program, "streamed": dataclasses.replace(program, resident="no")}
-    ways["loaded"] = dataclasses.replace(program, source=OnDisk(program.source))
+    ways["loaded"] = dataclasses.replace(program, source=OnDisk(own))
     found = {name: tiny.train(own, tmp_path / name) for name, own in ways.items()}
     assert not ways["loaded"].feed().resident
     for name in ("streamed", "loaded"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from tests import tiny
 STEPS = 20
 
 
-def make(schedule="cosine", warmup=0.25, clip_norm=0.0):
+def make(schedule: Any = "cosine", warmup=0.25, clip_norm=0.0):
     return make_optimizer(steps=STEPS, warmup=warmup, schedule=schedule, clip_norm=clip_norm)
 
 
@@ -84,7 +86,7 @@ def test_rate_and_decay_may_differ_between_vmapped_members():
 
     def one(learning_rate, weight_decay):
         tx = make("constant", warmup=0.0)({"learning_rate": learning_rate, "weight_decay": weight_decay})
-        updates, _ = tx.update(gradient, tx.init(params), params)
+        updates: Any = tx.update(gradient, tx.init(params), params)[0]
         return updates["model"][0, 0]
 
     found = jax.vmap(one)(jnp.array([0.1, 0.2, 0.1]), jnp.array([0.0, 0.0, 1.0]))
