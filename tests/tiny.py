@@ -55,7 +55,7 @@ def method(name: str, **options: Any) -> Method:
 
 
 def shallow(num_classes: int, layout: Mapping[str, SlotSpec] = LAYOUT) -> Model:
-    """A code is tanh of a linear map of the mean valid slot, the shared code the mean of all, every head is linear. Slots come as they are."""
+    """A code is tanh of a linear map of the mean valid slot, the shared code the mean of all, every head is linear. Slots are scaled inputs."""
     names = sorted(layout)
 
     def init(key):
@@ -69,11 +69,12 @@ def shallow(num_classes: int, layout: Mapping[str, SlotSpec] = LAYOUT) -> Model:
             "heads": {part: draw(DIM, num_classes) for part in (*names, "shared")},
             "combined": draw(DIM * (len(names) + 1), num_classes),
             "blank": {m: draw(layout[m].width) for m in names},
+            "gain": {m: jnp.ones(layout[m].width) for m in names},
         }
 
     def embed(params, inputs, present):
         masks = {m: jnp.broadcast_to(present[m][..., None], inputs[m].shape[:-1]) for m in names}
-        return {m: Slots(jnp.where(masks[m][..., None], inputs[m], 0.0), masks[m]) for m in names}
+        return {m: Slots(jnp.where(masks[m][..., None], inputs[m], 0.0) * params["gain"][m], masks[m]) for m in names}
 
     def encode(params, slots, key=None):
         codes = {}
@@ -112,7 +113,7 @@ def batch(own: ArraySource | None = None, rows: Any = slice(8), **changes: Any) 
     """Some rows of a source as a batch of weight 1."""
     own = own or source()
     index = np.arange(len(own))[rows]
-    records: Any = jax.tree.map(jnp.asarray, own.load(index))
+    records = {part: {m: jnp.asarray(column) for m, column in columns.items()} for part, columns in own.load(index).items()}
     fields = {"label": own.label[index], "group": own.group[index], "index": index.astype(np.int32), "weight": np.ones(len(index), np.float32)}
     columns: dict[str, Any] = {name: jnp.asarray(value) for name, value in (fields | changes).items()}
     return Batch(**records, **columns)
