@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import flax.struct
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 Kind = Literal["image", "text", "spectrogram", "table", "slots"]
@@ -73,6 +74,10 @@ class Spec:
     slots: Mapping[str, SlotSpec]
     class_counts: tuple[int, ...]
     group_counts: tuple[int, ...] = ()
+    group_attribute: tuple[int, ...] = ()
+    """Attribute of each group id; like the counts only for methods that declare `needs_groups`."""
+    prompts: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    """Only for methods that declare `needs_attribute_names`: "class" and "attribute" -> raw inputs {text modality: ids [k, length]} of their names."""
 
 
 @flax.struct.dataclass
@@ -107,6 +112,17 @@ class Outputs:
     extras: dict[str, Array]
 
 
+class Head(NamedTuple):
+    """The prediction as a linear map of the codes, for methods that fit it apart: `logits = features(codes) @ kernel + bias`."""
+
+    features: Callable[[Mapping[str, Array]], Array]
+    """codes -> [b, k]: the codes of all modalities and the shared one, side by side."""
+    get: Callable[[Params], tuple[Array, Array]]
+    """params -> (kernel [k, c], bias [c])."""
+    put: Callable[[Params, Any, Any], Params]
+    """(params, kernel, bias) -> params."""
+
+
 class Model(NamedTuple):
     """Pure functions of parameters. `key=None` means evaluation (no dropout)."""
 
@@ -124,18 +140,64 @@ class Model(NamedTuple):
     render: Callable[[Params, Mapping[str, Array]], dict[str, Array]]
     """(params, slot values {m: [b, n, d]}) -> what they look like, raw: pictures uint8, the nearest word ids, numbers."""
     slots: Mapping[str, SlotSpec]
+    head: Head
+
+
+class Population(NamedTuple):
+    """What a stage's `draw` may look at, on the host, for one member."""
+
+    seed: int
+    label: Int[np.ndarray, " n"]
+    group: Int[np.ndarray, " n"]
+    """-1 everywhere unless the method declares `needs_groups`."""
+    state: Any
+    """The method's state at the beginning of the stage, as NumPy arrays."""
+    hyper: Mapping[str, float]
+
+
+class Rows(NamedTuple):
+    """Which rows of the training split a stage trains on."""
+
+    rows: Int[np.ndarray, " k"]
+    """An epoch: every entry comes once, in a new order each time. A row may be there often, or not at all."""
+    weights: Float[np.ndarray, " k"] | None = None
+    """If given, rows are drawn with replacement instead, in proportion."""
+
+
+@flax.struct.dataclass
+class Told:
+    """What the model says of every example of a split as a stage is entered."""
+
+    logits: Float[Array, "n c"]
+    features: Float[Array, "n k"]
+    """`Model.head.features`; of the training split not computed (k = 0)."""
+    label: Int[Array, " n"]
+    group: Int[Array, " n"]
+    """-1 everywhere unless the method declares that it needs this split's groups."""
 
 
 class Stage(NamedTuple):
-    """One part of a method's training.
+    """One part of a method's training, with a schedule and an optimiser state of its own.
 
     `loss(method_state, hyper, model, params, batch, key) -> (scalar, (method_state, metrics))`, `params = {"model": ..., "method": ...}`.
-    `enter(method_state, params, fresh) -> (method_state, params)` runs once before the stage; `fresh` are newly initialised parameters.
+    `enter(method_state, hyper, model, params, fresh, told) -> (method_state, params)` runs once before the stage; `fresh` are newly initialised
+    parameters, `told` is a `Told` or None. A last stage without loss has no steps (share 0): its `enter` is the fit.
     """
 
     share: float
-    loss: Callable[..., Any]
+    """Of the run's steps, relative to the other stages' shares."""
+    loss: Callable[..., Any] | None
     enter: Callable[..., Any] | None = None
+    reads: Literal["", "train", "validation"] = ""
+    """The split whose examples `enter` is told of."""
+    draw: Callable[[Population], Rows] | None = None
+    """A pure function; None: every row of the training split once an epoch."""
+    trains: Literal["all", "head"] = "all"
+    """"head": every parameter but the model's head stays as it is."""
+    learning_rate: str = "learning_rate"
+    """The traced number that is this stage's peak learning rate."""
+    weight_decay: str = "weight_decay"
+    """The traced number that is this stage's weight decay."""
 
 
 class Method(NamedTuple):
@@ -148,8 +210,14 @@ class Method(NamedTuple):
     """Every number that may be swept without a new compile."""
     explain: Callable[..., dict[str, dict[str, Array]]]
     """(method_state, hyper, model, params, batch, key) -> {"evidence": {m: [b, n]}, "chosen": {m: [b, n] in 0..1}, "edited": {m: [b, n, d]}}."""
+    predict: Callable[..., Array] | None = None
+    """(method_state, hyper, model, params, codes) -> logits [b, c]: the method's prediction where it is not `Outputs.logits`."""
     needs_groups: bool = False
-    sampling: Literal["uniform", "group", "class"] = "uniform"
+    """Trains on group labels."""
+    needs_validation_groups: bool = False
+    """Fits something to the validation split's group labels."""
+    needs_attribute_names: bool = False
+    """Reads the names of the spurious attribute's values."""
 
 
 @flax.struct.dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -20,10 +21,12 @@ from cimrl_jax.train import loop
 from cimrl_jax.train.mesh import make_mesh, sharding
 from cimrl_jax.train.optimizer import make_optimizer
 from cimrl_jax.train.step import init_member
-from cimrl_jax.types import Batch, Method, Model, Outputs, Slots, SlotSpec, Spec, TrainState
+from cimrl_jax.types import Batch, Head, Method, Model, Outputs, Slots, SlotSpec, Spec, Told, TrainState
 
 LAYOUT = {m: SlotSpec(kind="slots", count=3, width=4, element=2) for m in ("left", "right")}
 DIM = 5
+RULE = "latest"
+"""What selects, unless a test says otherwise."""
 
 STUDY: dict[str, Any] = {
     "name": "tiny",
@@ -68,6 +71,7 @@ def shallow(num_classes: int, layout: Mapping[str, SlotSpec] = LAYOUT) -> Model:
             "inward": {m: draw(layout[m].width, DIM) for m in names},
             "heads": {part: draw(DIM, num_classes) for part in (*names, "shared")},
             "combined": draw(DIM * (len(names) + 1), num_classes),
+            "bias": jnp.zeros(num_classes),
             "blank": {m: draw(layout[m].width) for m in names},
             "gain": {m: jnp.ones(layout[m].width) for m in names},
         }
@@ -86,7 +90,7 @@ def shallow(num_classes: int, layout: Mapping[str, SlotSpec] = LAYOUT) -> Model:
 
     def decide(params, codes):
         heads = {part: codes[part] @ params["heads"][part] for part in (*names, "shared")}
-        logits = jnp.concatenate([codes[part] for part in (*names, "shared")], axis=-1) @ params["combined"]
+        logits = features(codes) @ params["combined"] + params["bias"]
         return Outputs(logits=logits, heads={**heads, "combined": logits}, codes={**codes, "projection": codes["shared"]}, extras={})
 
     def perturb(inputs, key):
@@ -95,7 +99,15 @@ def shallow(num_classes: int, layout: Mapping[str, SlotSpec] = LAYOUT) -> Model:
     def nothing(*arguments):
         return {}
 
-    return Model(init, embed, encode, decide, perturb, nothing, lambda params, values: dict(values), layout)
+    def features(codes):
+        return jnp.concatenate([codes[part] for part in (*names, "shared")], axis=-1)
+
+    head = Head(
+        features,
+        get=lambda params: (params["combined"], params["bias"]),
+        put=lambda params, kernel, bias: {**params, "combined": kernel, "bias": bias},
+    )
+    return Model(init, embed, encode, decide, perturb, nothing, lambda params, values: dict(values), layout, head)
 
 
 def source(n: int = 24, *, classes: int = 2, seed: int = 0, layout: Mapping[str, SlotSpec] = LAYOUT) -> ArraySource:
@@ -128,6 +140,7 @@ def spec(own: ArraySource, *, classes: int = 2, steps: int = 10, layout: Mapping
         slots=layout,
         class_counts=tuple(np.bincount(own.label, minlength=classes).tolist()),
         group_counts=tuple(np.bincount(own.group, minlength=2 * classes).tolist()),
+        group_attribute=(0, 1) * classes,
     )
 
 
@@ -140,7 +153,7 @@ def program(record: Method, own: ArraySource | None = None, *, classes: int = 2,
         "method": record,
         "model": shallow(classes),
         "spec": spec(own, classes=classes, steps=steps),
-        "optimizer": make_optimizer(steps=steps, warmup=0.1, schedule="cosine", clip_norm=1.0),
+        "optimizer": functools.partial(make_optimizer, warmup=0.1, schedule="cosine", clip_norm=1.0),
         "source": own,
         "seeds": seeds,
         "hyper": (hyper,) * len(seeds),
@@ -161,7 +174,7 @@ def assembled(name: str, **changes: Any) -> loop.Program:
 def members(own: loop.Program) -> TrainState:
     """All members before the first step."""
     states = [
-        init_member(seed, hyper, model=own.model, method=own.method, spec=own.spec, optimizer=own.optimizer)
+        init_member(seed, hyper, model=own.model, method=own.method, spec=own.spec, optimizer=own.stage_optimizer(0))
         for seed, hyper in zip(own.seeds, own.hyper, strict=True)
     ]
     return jax.device_put(jax.tree.map(lambda *parts: jnp.stack(parts), *states), sharding(own.mesh, "member"))
@@ -178,19 +191,38 @@ class Quiet:
             self.watch(completed)
 
 
-def unscored(params: Any, step: int) -> tuple[np.ndarray, list[dict[str, float | None]]]:
+def unscored(states: TrainState, step: int) -> tuple[dict[str, np.ndarray], list[dict[str, float | None]]]:
     """A validation that costs nothing and prefers the last step."""
-    members = len(jax.tree.leaves(params)[0])
-    return np.full(members, float(step)), [{} for _ in range(members)]
+    members = len(states.step)
+    return {RULE: np.full(members, float(step))}, [{} for _ in range(members)]
 
 
-def plan(*, eval_every: int = 0, checkpoint_every: int = 0, select_from: float = 0.0, score: Any = unscored) -> loop.Plan:
-    return loop.Plan(eval_every, checkpoint_every, select_from, score)
+def reader(own: loop.Program, validation: ArraySource | None = None) -> Any:
+    """What a stage is told of the training split, or of `validation`."""
+
+    def read(states: TrainState, split: str) -> Told:
+        where = own.source if split == "train" else validation or source(16, seed=1)
+        batch_of = batch(where, slice(None))  # type: ignore[arg-type]
+
+        def one(params: Any) -> tuple[Any, Any]:
+            codes = own.model.encode(params, own.model.embed(params, batch_of.inputs, batch_of.present))
+            return own.model.decide(params, codes).logits, own.model.head.features(codes)
+
+        logits, features = jax.jit(jax.vmap(one))(states.params["model"])
+        known = own.method.needs_groups if split == "train" else own.method.needs_validation_groups
+        group = batch_of.group if known else jnp.full_like(batch_of.group, -1)
+        return Told(logits, features if split == "validation" else features[..., :0], batch_of.label, group)
+
+    return read
 
 
-def train(own: loop.Program, folder: pathlib.Path, *, when: loop.Plan | None = None, watch: Any = None) -> loop.Trained:
-    """Trains in `folder` (checkpoints and metrics.jsonl)."""
-    return loop.train(own, when or plan(), folder / "checkpoints" / own.name, folder / "metrics.jsonl", Quiet(watch))
+def plan(own: loop.Program, *, eval_every: int = 0, checkpoint_every: int = 0, select_from: float = 0.0, score: Any = unscored) -> loop.Plan:
+    return loop.Plan(eval_every, checkpoint_every, select_from, (RULE,), score, reader(own))
+
+
+def train(own: loop.Program, folder: pathlib.Path, *, when: Mapping[str, Any] | None = None, watch: Any = None) -> loop.Trained:
+    """Trains in `folder` (checkpoints and metrics.jsonl); `when` are `plan`'s keywords."""
+    return loop.train(own, plan(own, **(when or {})), folder / "checkpoints" / own.name, folder / "metrics.jsonl", Quiet(watch))
 
 
 def arrays(tree: Any) -> list[np.ndarray]:

@@ -7,14 +7,16 @@ handed the model as a record of pure functions. The contract tests find it by wa
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from cimrl_jax.counterfactual import attribution
-from cimrl_jax.losses import masked_mean
-from cimrl_jax.types import Batch, Hyper, Metrics, Model, Outputs, Params
+from cimrl_jax.losses import cross_entropy, masked_mean
+from cimrl_jax.types import Batch, Hyper, Metrics, Model, Outputs, Params, Population, Rows, Slots
 
 
 def forward(model: Model, params: Params, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
@@ -23,9 +25,34 @@ def forward(model: Model, params: Params, batch: Batch, key: Key[Array, ""] | No
     return model.decide(params["model"], model.encode(params["model"], slots, key))
 
 
+def erm_loss(
+    state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]
+) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
+    """The mean cross entropy, as a stage's loss: for methods that train as ERM does, but on other rows or before something else."""
+    logits = forward(model, params, batch, key).logits
+    loss = masked_mean(cross_entropy(logits, batch.label), batch.weight)
+    return loss, (state, figures(loss, logits, batch))
+
+
+def static(default: float) -> Any:
+    """An option that is a float but shapes the program (a stage's share, say): it is not traced, and each value of it is a compile of its own."""
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
 def swept(options: Any) -> dict[str, float]:
-    """The float fields of a method's options: traced, so that a sweep over them needs no new compile."""
-    return {f.name: getattr(options, f.name) for f in dataclasses.fields(options) if isinstance(getattr(options, f.name), float)}
+    """The float fields of a method's options, but for the `static` ones: traced, so that a sweep over them needs no new compile."""
+    floats = [f.name for f in dataclasses.fields(options) if isinstance(getattr(options, f.name), float) and not f.metadata.get("static")]
+    return {name: getattr(options, name) for name in floats}
+
+
+def balanced(by: Literal["group", "class"]) -> Callable[[Population], Rows]:
+    """A `Stage.draw` with replacement, every group or class that training has equally often."""
+
+    def draw(population: Population) -> Rows:
+        key = population.group if by == "group" else population.label
+        return Rows(np.arange(len(key)), 1.0 / np.bincount(key)[key])
+
+    return draw
 
 
 def figures(loss: Float[Array, ""], logits: Float[Array, "b c"], batch: Batch, **more: Float[Array, ""]) -> Metrics:
@@ -34,16 +61,25 @@ def figures(loss: Float[Array, ""], logits: Float[Array, "b c"], batch: Batch, *
     return {"loss": loss, "accuracy": masked_mean(right, batch.weight), **more}
 
 
-def explain(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, dict[str, Array]]:
-    """What the prediction rested on: gradient x input for the predicted class; chosen are the slots with at least half the highest evidence."""
-    del state, hyper, key
-    slots = model.embed(params["model"], batch.inputs, batch.present)
+def explainer(predict: Callable[..., Array] | None = None) -> Callable[..., dict[str, dict[str, Array]]]:
+    """An `explain` for a method's prediction: gradient x input for the predicted class; chosen are slots with at least half the highest evidence."""
 
-    def logits(s: dict[str, Any]) -> Array:
-        return model.decide(params["model"], model.encode(params["model"], s, None)).logits
+    def explain(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, dict[str, Array]]:
+        del key
+        slots = model.embed(params["model"], batch.inputs, batch.present)
 
-    predicted = jnp.argmax(logits(slots), axis=-1)
-    _, gradient = attribution.attribute(logits, slots, predicted)
-    evidence = attribution.evidence(gradient, slots)
-    chosen = {m: attribution.choose(evidence[m], slots[m].mask, threshold=0.5) for m in slots}
-    return {"evidence": evidence, "chosen": chosen}
+        def logits(s: dict[str, Slots]) -> Array:
+            codes = model.encode(params["model"], s, None)
+            return predict(state, hyper, model, params, codes) if predict else model.decide(params["model"], codes).logits
+
+        predicted = jnp.argmax(logits(slots), axis=-1)
+        _, gradient = attribution.attribute(logits, slots, predicted)
+        evidence = attribution.evidence(gradient, slots)
+        chosen = {m: attribution.choose(evidence[m], slots[m].mask, threshold=0.5) for m in slots}
+        return {"evidence": evidence, "chosen": chosen}
+
+    return explain
+
+
+explain = explainer()
+"""What any trained model can say of its prediction."""

@@ -32,11 +32,10 @@ def build(options: Options) -> Method:
     """The method record."""
     return Method(
         init=_init,
-        stages=(Stage(share=1.0, loss=_loss),),
+        stages=(Stage(share=1.0, loss=_loss, draw=base.balanced("group")),),
         hyper=base.swept(options),
         explain=base.explain,
         needs_groups=True,
-        sampling="group",
     )
 
 

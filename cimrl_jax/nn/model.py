@@ -17,7 +17,7 @@ from cimrl_jax.nn.encoders.base import Encoder
 from cimrl_jax.nn.fusion import Fusion
 from cimrl_jax.nn.transformer import Sizes
 from cimrl_jax.options import OptionError, component, make_options
-from cimrl_jax.types import Feature, Kind, Model, Outputs, Slots
+from cimrl_jax.types import Feature, Head, Kind, Model, Outputs, Params, Slots
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 RESERVED = ("shared", "combined", "projection")
@@ -175,4 +175,31 @@ def build_model(
     def render(params, values):
         return network.apply({"params": params}, values, method="render")
 
-    return Model(init=jax.jit(init), embed=embed, encode=encode, decide=decide, perturb=perturb, regions=regions, render=render, slots=layout)  # type: ignore[arg-type]
+    return Model(
+        init=jax.jit(init),
+        embed=embed,  # type: ignore[arg-type]
+        encode=encode,
+        decide=decide,
+        perturb=perturb,
+        regions=regions,
+        render=render,  # type: ignore[arg-type]
+        slots=layout,
+        head=_head((*names, "shared")),
+    )
+
+
+def _head(parts: tuple[str, ...]) -> Head:
+    """f_C, which is linear in the codes side by side."""
+    name = "heads_combined"
+
+    def features(codes: Mapping[str, Array]) -> Array:
+        return jnp.concatenate([codes[part].astype(jnp.float32) for part in parts], -1)
+
+    def get(params: Params) -> tuple[Array, Array]:
+        own = params["causal"][name]
+        return own["kernel"], own["bias"]
+
+    def put(params: Params, kernel: Any, bias: Any) -> Params:
+        return {**params, "causal": {**params["causal"], name: {"kernel": kernel, "bias": bias}}}
+
+    return Head(features, get, put)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -10,8 +11,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from cimrl_jax.data import pipeline
 from cimrl_jax.data.source import Source
+from cimrl_jax.errors import UserError
 from cimrl_jax.train.mesh import place, sharding
-from cimrl_jax.types import Batch, Method
+from cimrl_jax.types import Batch, Population, Rows
 
 RESIDENT_BYTES = 2 << 30
 """A training split up to this size is held on the device."""
@@ -28,23 +30,41 @@ class Feed:
         batch_size: int,
         chunk: int,
         mesh: Mesh,
-        method: Method,
+        needs_groups: bool,
         resident: Literal["auto", "yes", "no"],
     ):
-        self._source, self._seeds, self._chunk, self._mesh = source, seeds, chunk, mesh
+        self._source, self._seeds, self._batch_size, self._chunk, self._mesh = source, seeds, batch_size, chunk, mesh
         # No group label reaches a method that declares none.
-        self._group = source.group if method.needs_groups else np.full_like(source.group, -1)
+        self._group = source.group if needs_groups else np.full_like(source.group, -1)
         arrays = source.arrays
         size = sum(x.nbytes for x in jax.tree.leaves(arrays)) if arrays is not None else 0
         fits = resident == "yes" or (resident == "auto" and size <= RESIDENT_BYTES)
         self.resident = arrays is not None and fits
-        weights = _weights(source, method)
-        self._orders = {seed: pipeline.Order(len(source), batch_size, seed, weights=weights) for seed in dict.fromkeys(seeds)}
-        self._ready: tuple[int, int, np.ndarray] | None = None
+        self.enter(None, (), ())
         if self.resident and arrays is not None:
             index = np.arange(len(source), dtype=np.int32)
             fields = {**arrays, "label": source.label, "group": self._group, "index": index, "weight": np.ones(len(source), np.float32)}
             self._columns = place(Batch(**fields), sharding(mesh))
+
+    def enter(self, draw: Callable[[Population], Rows] | None, states: Sequence[Any], hyper: Sequence[Mapping[str, float]]) -> None:
+        """From here on members draw their rows so; `states` and `hyper` are each member's method state (NumPy) and numbers.
+
+        Raises:
+          UserError: a member is left without rows.
+        """
+        self._ready: tuple[int, int, np.ndarray] | None = None
+        n = len(self._source)
+        if draw is None:
+            everything = np.arange(n)
+            orders = {seed: (pipeline.Order(n, self._batch_size, seed), everything) for seed in dict.fromkeys(self._seeds)}
+            self._orders = [orders[seed] for seed in self._seeds]
+            return
+        self._orders = []
+        for seed, state, own in zip(self._seeds, states, hyper, strict=True):
+            drawn = draw(Population(seed, self._source.label, self._group, state, own))
+            if not len(drawn.rows):
+                raise UserError(f"the training split ({n} rows) leaves no row to train on in this stage of the method; give it more examples")
+            self._orders.append((pipeline.Order(len(drawn.rows), self._batch_size, seed, weights=drawn.weights), drawn.rows))
 
     def __call__(self, first: int, count: int) -> Any:
         """The data of the steps first, ..., first + count - 1, filled up to a whole chunk."""
@@ -60,8 +80,8 @@ class Feed:
     def prepare(self, first: int, count: int) -> None:
         """Draws the rows `[chunk, members, b]` of these steps."""
         chunk = self._chunk
-        drawn = {seed: order.rows(first, count) for seed, order in self._orders.items()}
-        rows = np.stack([drawn[seed] for seed in self._seeds], axis=1)
+        drawn = {key: rows[order.rows(first, count)] for key, (order, rows) in {id(own[0]): own for own in self._orders}.items()}
+        rows = np.stack([drawn[id(order)] for order, _ in self._orders], axis=1)
         padding = np.zeros((chunk - count, *rows.shape[1:]), rows.dtype)
         self._ready = first, count, np.concatenate([rows, padding]).astype(np.int32)
 
@@ -95,11 +115,3 @@ def _corner(part: tuple[slice, ...]) -> tuple[int, ...]:
     """Where a device's share of an array begins."""
     return tuple(axis.start or 0 for axis in part)
 
-
-def _weights(source: Source, method: Method) -> np.ndarray | None:
-    """Sampling weights: so that every group, or class, is drawn equally often."""
-    if method.sampling == "uniform":
-        return None
-    key = source.group if method.sampling == "group" else source.label
-    counts = np.bincount(key)
-    return 1.0 / counts[key]

@@ -25,7 +25,7 @@ from cimrl_jax.train.checkpoint import Checkpoints
 from cimrl_jax.train.feed import Feed
 from cimrl_jax.train.mesh import sharding
 from cimrl_jax.train.optimizer import MakeOptimizer
-from cimrl_jax.types import Method, Model, Spec
+from cimrl_jax.types import Method, Model, Spec, Told, TrainState
 
 
 class Bar(Protocol):
@@ -42,7 +42,8 @@ class Program:
     method: Method
     model: Model
     spec: Spec
-    optimizer: MakeOptimizer
+    optimizer: Callable[..., MakeOptimizer]
+    """(steps, learning_rate, weight_decay: names of traced numbers) -> the optimiser of a stage of that many steps."""
     source: Source
     seeds: tuple[int, ...]
     hyper: tuple[Mapping[str, float], ...]
@@ -67,7 +68,7 @@ class Program:
             batch_size=self.batch_size,
             chunk=self.chunk,
             mesh=self.mesh,
-            method=self.method,
+            needs_groups=self.method.needs_groups,
             resident=self.resident,
         )
 
@@ -76,6 +77,11 @@ class Program:
         ends = np.cumsum([stage.share for stage in self.method.stages])
         return [round(float(end / ends[-1]) * self.spec.steps) for end in ends]
 
+    def stage_optimizer(self, stage: int) -> MakeOptimizer:
+        """The optimiser of one stage, whose schedule spans that stage."""
+        own, ends = self.method.stages[stage], [0, *self.boundaries()]
+        return self.optimizer(steps=ends[stage + 1] - ends[stage], learning_rate=own.learning_rate, weight_decay=own.weight_decay)
+
 
 class Plan(NamedTuple):
     """When the host looks in. Steps, 0: only at the end."""
@@ -83,18 +89,28 @@ class Plan(NamedTuple):
     eval_every: int
     checkpoint_every: int
     select_from: float
-    score: Callable[[Any, int], tuple[np.ndarray, list[dict[str, float | None]]]]
-    """(params [s, ...], step) -> (each member's score, its validation figures)."""
+    rules: tuple[str, ...]
+    """Selection rules, each of which keeps its own best model."""
+    score: Callable[[TrainState, int], tuple[dict[str, np.ndarray], list[dict[str, float | None]]]]
+    """(states [s], step) -> ({rule: each member's score}, each member's validation figures)."""
+    read: Callable[[TrainState, str], Told]
+    """(states [s], split) -> what every member says of that split: logits and features [s, n, ...]."""
 
 
-class Trained(NamedTuple):
-    """What is left after training: each member's selected parameters, and what it took."""
+class Selected(NamedTuple):
+    """Each member's model that one rule selected."""
 
     params: Any
     method: Any
-    hyper: dict[str, jax.Array]
-    selected_step: np.ndarray
+    step: np.ndarray
     score: np.ndarray
+
+
+class Trained(NamedTuple):
+    """What is left after training: what each rule selected, and what it took."""
+
+    selected: dict[str, Selected]
+    hyper: dict[str, jax.Array]
     final: Any
     clock: dict[str, float]
 
@@ -114,72 +130,70 @@ def train(program: Program, plan: Plan, folder: pathlib.Path, metrics_file: path
       Interrupted: SIGINT or SIGTERM came; the state at the last whole chunk is saved.
     """
     with Checkpoints(folder) as checkpoints:
-        carry, clock, done = _start(program, checkpoints, metrics_file)
+        carry, clock, done = _start(program, plan.rules, checkpoints, metrics_file)
         bar.update(completed=done)
         if done < program.spec.steps:
             carry = _run(program, plan, checkpoints, metrics_file, bar, carry, clock, done)
-    best = carry["best"]
-    return Trained(
-        params=best["params"],
-        method=best["method"],
-        hyper=carry["state"].hyper,
-        selected_step=np.asarray(best["step"]),
-        score=np.asarray(best["score"]),
-        final=carry["state"],
-        clock=clock,
-    )
+    return _trained(carry, clock)
 
 
-def restore(program: Program, folder: pathlib.Path) -> tuple[int, Trained]:
+def restore(program: Program, rules: tuple[str, ...], folder: pathlib.Path) -> tuple[int, Trained]:
     """(steps done, what was trained so far) from the newest checkpoint.
 
     Raises:
       UserError: there is none.
     """
     with Checkpoints(folder) as checkpoints:
-        done, carry, clock = checkpoints.restore(_like(program))
-    best = carry["best"]
-    selected = Trained(
-        best["params"], best["method"], carry["state"].hyper, np.asarray(best["step"]), np.asarray(best["score"]), carry["state"], clock
-    )
-    return done, selected
+        done, carry, clock = checkpoints.restore(_like(program, rules))
+    return done, _trained(carry, clock)
+
+
+def _trained(carry: dict[str, Any], clock: dict[str, float]) -> Trained:
+    selected = {
+        rule: Selected(best["params"], best["method"], np.asarray(best["step"]), np.asarray(best["score"])) for rule, best in carry["best"].items()
+    }
+    return Trained(selected, carry["state"].hyper, carry["state"], clock)
 
 
 def _member(program: Program) -> Callable[..., Any]:
-    return functools.partial(fused.init_member, model=program.model, method=program.method, spec=program.spec, optimizer=program.optimizer)
+    return functools.partial(
+        fused.init_member, model=program.model, method=program.method, spec=program.spec, optimizer=program.stage_optimizer(0)
+    )
 
 
-def _carry(state: Any) -> dict[str, Any]:
-    """What training carries from chunk to chunk: every member's state, and what was selected of it so far."""
+def _carry(state: Any, rules: tuple[str, ...]) -> dict[str, Any]:
+    """What training carries from chunk to chunk: every member's state, and what each rule selected of it so far."""
     best = {"params": state.params, "method": state.method, "step": state.step, "score": jnp.full(state.step.shape, -jnp.inf)}
-    return {"state": state, "best": jax.tree.map(jnp.copy, best)}
+    return {"state": state, "best": {rule: jax.tree.map(jnp.copy, best) for rule in rules}}
 
 
-def _fresh(program: Program) -> dict[str, Any]:
+def _fresh(program: Program, rules: tuple[str, ...]) -> dict[str, Any]:
     # Member by member and not under one jit: the model's init is compiled once and serves all members and methods.
     members = [_member(program)(seed, own) for seed, own in zip(program.seeds, program.hyper, strict=True)]
     state = jax.tree.map(lambda *parts: jnp.stack(parts), *members)
-    return jax.device_put(_carry(state), sharding(program.mesh, "member"))
+    return jax.device_put(_carry(state, rules), sharding(program.mesh, "member"))
 
 
-def _like(program: Program) -> dict[str, Any]:
+def _like(program: Program, rules: tuple[str, ...]) -> dict[str, Any]:
     """The shapes, types and shardings of `_fresh`, without computing it."""
 
     def everything() -> dict[str, Any]:
         member = jax.vmap(_member(program))
         hyper = {name: jnp.zeros((program.members,)) for name in program.hyper[0]}
-        return _carry(member(jnp.zeros((program.members,), jnp.uint32), hyper))
+        return _carry(member(jnp.zeros((program.members,), jnp.uint32), hyper), rules)
 
     where = sharding(program.mesh, "member")
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), jax.eval_shape(everything))
 
 
-def _start(program: Program, checkpoints: Checkpoints, metrics_file: pathlib.Path) -> tuple[dict[str, Any], dict[str, float], int]:
+def _start(
+    program: Program, rules: tuple[str, ...], checkpoints: Checkpoints, metrics_file: pathlib.Path
+) -> tuple[dict[str, Any], dict[str, float], int]:
     clock, done = {"seconds": 0.0, "compile_seconds": 0.0, "steps_timed": 0.0}, 0
     if checkpoints.latest is None:
-        carry = _fresh(program)
+        carry = _fresh(program, rules)
     else:
-        done, carry, saved = checkpoints.restore(_like(program))
+        done, carry, saved = checkpoints.restore(_like(program, rules))
         clock |= saved
     _forget(metrics_file, program.name, after=done)
     return carry, clock, done
@@ -195,34 +209,37 @@ def _run(
     clock: dict[str, float],
     done: int,
 ) -> dict[str, Any]:
-    steps, boundaries = program.spec.steps, program.boundaries()
+    steps, ends, stages = program.spec.steps, program.boundaries(), program.method.stages
     feed = program.feed()
     select = jax.jit(_select, donate_argnums=0)
     compiled, current = None, -1
     with _signals() as caught:
         while done < steps:
-            stage = next(i for i, end in enumerate(boundaries) if done < end)
+            stage = next(i for i, end in enumerate(ends) if done < end)
             if stage != current:
                 began = time.perf_counter()
-                if done == ([0] + boundaries)[stage]:
-                    carry["state"] = _enter(program, stage, carry["state"])
+                carry["state"] = _enter(program, plan, stage, carry["state"], feed, first=done == [0, *ends][stage])
                 compiled, current = _compile(program, stage, carry["state"], feed), stage
                 clock["compile_seconds"] += time.perf_counter() - began
             assert compiled is not None
             end = min(_next(done, every, steps) for every in (program.chunk, plan.eval_every, plan.checkpoint_every))
-            end = min(end, boundaries[stage])
+            end = min(end, ends[stage])
             began = time.perf_counter()
             carry["state"], metrics = compiled(carry["state"], feed(done, end - done), jnp.int32(end - done))
-            feed.prepare(end, min(program.chunk, steps - end))  # while the device computes
+            if end < ends[stage]:
+                feed.prepare(end, min(program.chunk, ends[stage] - end))  # while the device computes
             figures = jax.device_get(metrics)
+            if end == steps and current < len(stages) - 1:  # a last stage without steps
+                current = len(stages) - 1
+                carry["state"] = jax.block_until_ready(_enter(program, plan, current, carry["state"], feed, first=True))
             clock["seconds"] += time.perf_counter() - began
             clock["steps_timed"] += end - done
             done = end
             rows = [_row(program, i, done, {name: value[i] for name, value in figures.items()}) for i in range(program.members)]
             if done == _next(done - 1, plan.eval_every, steps):
-                score, validation = plan.score(carry["state"].params["model"], done)
-                if done >= plan.select_from * steps or done == steps:
-                    carry["best"] = select(carry["best"], carry["state"], np.asarray(score, np.float32))
+                scores, validation = plan.score(carry["state"], done)
+                if current == len(stages) - 1 and (done >= plan.select_from * steps or done == steps):
+                    carry["best"] = select(carry["best"], carry["state"], {rule: np.asarray(scores[rule], np.float32) for rule in plan.rules})
                 rows += [_row(program, i, done, {"split": "validation", **own}) for i, own in enumerate(validation)]
             _append(metrics_file, rows)
             bar.update(completed=done, loss=float(np.mean(figures["loss"])), accuracy=float(np.mean(figures["accuracy"])))
@@ -235,32 +252,45 @@ def _run(
 
 def _compile(program: Program, stage: int, states: Any, feed: Feed) -> Callable[..., Any]:
     """The chunk of this stage, compiled ahead of time, its state donated."""
-    step = fused.make_step(program.model, program.method.stages[stage], program.optimizer, augment=program.augment)
+    step = fused.make_step(program.model, program.method.stages[stage], program.stage_optimizer(stage), augment=program.augment)
     chunk = fused.make_chunk(step, fused.resident if feed.resident else fused.streamed, together=program.together)
     where = sharding(program.mesh, "member")
     compiled = jax.jit(chunk, donate_argnums=0, out_shardings=(where, where))
     return compiled.lower(states, feed(0, 1), jnp.int32(1)).compile()
 
 
-def _enter(program: Program, stage: int, states: Any) -> Any:
-    """Runs the stage's `enter` on every member."""
-    enter = program.method.stages[stage].enter
-    if enter is None:
-        return states
+def _enter(program: Program, plan: Plan, stage: int, states: Any, feed: Feed, *, first: bool) -> Any:
+    """Makes every member ready for the stage: `enter` and a fresh optimiser if it begins (`first`), and the rows that it draws."""
+    own = program.method.stages[stage]
+    if first and stage:
+        told = plan.read(states, own.reads) if own.reads else None
 
-    def one(state: Any) -> Any:
-        fresh, _ = fused.init_params(jax.random.fold_in(state.key, 3 + stage), model=program.model, method=program.method, spec=program.spec)
-        method, params = enter(state.method, state.params, fresh)
-        return dataclasses.replace(state, method=method, params=params, opt_state=program.optimizer(state.hyper).init(params))
+        def one(state: Any, logits: Any, features: Any) -> Any:
+            method, params = state.method, state.params
+            if own.enter is not None:
+                key = jax.random.fold_in(state.key, 3 + stage)
+                fresh, _ = fused.init_params(key, model=program.model, method=program.method, spec=program.spec)
+                known = told and told.replace(logits=logits, features=features)
+                method, params = own.enter(method, state.hyper, program.model, params, fresh, known)
+            return dataclasses.replace(state, method=method, params=params, opt_state=program.stage_optimizer(stage)(state.hyper).init(params))
 
-    return jax.jit(jax.vmap(one))(states)
+        where = sharding(program.mesh, "member")
+        states = jax.jit(jax.vmap(one), out_shardings=where)(states, *((told.logits, told.features) if told else (None, None)))
+    if own.loss is not None:
+        held = jax.device_get(states.method) if own.draw else ()
+        feed.enter(own.draw, [jax.tree.map(lambda x, i=i: x[i], held) for i in range(program.members)], program.hyper)
+    return states
 
 
-def _select(best: dict[str, Any], state: Any, score: jax.Array) -> dict[str, Any]:
-    """Keeps, member by member, the better of what was selected so far and the state: on equal scores the later, which has seen more."""
-    better = score >= best["score"]
-    new = {"params": state.params, "method": state.method, "step": state.step, "score": score}
-    return jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a), best, new)
+def _select(best: dict[str, Any], state: Any, scores: dict[str, jax.Array]) -> dict[str, Any]:
+    """Keeps, by every rule and member by member, the better of what was selected so far and the state: on equal scores the later."""
+
+    def keep(best: dict[str, Any], score: jax.Array) -> dict[str, Any]:
+        better = score >= best["score"]
+        new = {"params": state.params, "method": state.method, "step": state.step, "score": score}
+        return jax.tree.map(lambda a, b: jnp.where(better.reshape(-1, *[1] * (a.ndim - 1)), b, a), best, new)
+
+    return {rule: keep(best[rule], score) for rule, score in scores.items()}
 
 
 def _next(done: int, every: int, steps: int) -> int:

@@ -15,8 +15,16 @@ from cimrl_jax.types import Hyper, Params
 MakeOptimizer = Callable[[Hyper], optax.GradientTransformation]
 
 
-def make_optimizer(*, steps: int, warmup: float, schedule: Literal["cosine", "linear", "constant"], clip_norm: float) -> MakeOptimizer:
-    """`hyper -> transformation`, reading `learning_rate` and `weight_decay`.
+def make_optimizer(
+    *,
+    steps: int,
+    warmup: float,
+    schedule: Literal["cosine", "linear", "constant"],
+    clip_norm: float,
+    learning_rate: str = "learning_rate",
+    weight_decay: str = "weight_decay",
+) -> MakeOptimizer:
+    """`hyper -> transformation`, reading the numbers of the names `learning_rate` and `weight_decay`.
 
     Warm-up is linear over the share `warmup` of `steps`; "cosine" and "linear" then fall to 0 at the last step. Weight decay spares vectors (biases,
     norms).
@@ -39,8 +47,8 @@ def make_optimizer(*, steps: int, warmup: float, schedule: Literal["cosine", "li
         return optax.chain(
             optax.stateless(clip),
             optax.scale_by_adam(),
-            optax.add_decayed_weights(hyper["weight_decay"], mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)),
-            optax.scale_by_learning_rate(lambda count: hyper["learning_rate"] * rate(count)),
+            optax.add_decayed_weights(hyper[weight_decay], mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)),
+            optax.scale_by_learning_rate(lambda count: hyper[learning_rate] * rate(count)),
         )
 
     return make

@@ -51,7 +51,9 @@ def init_member(
 
 
 def make_step(model: Model, stage: Stage, optimizer: MakeOptimizer, *, augment: bool) -> Step:
-    """One update of one member."""
+    """One update of one member in a stage that has a loss."""
+    assert stage.loss is not None
+    loss = stage.loss
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.fold_in(state.key, 2), state.step)  # an address, not a history: see TrainState.key
@@ -60,16 +62,27 @@ def make_step(model: Model, stage: Stage, optimizer: MakeOptimizer, *, augment: 
         # A row that weighs nothing has no modality: whatever fills it up, NaN included, reaches no gradient.
         batch = dataclasses.replace(batch, present={m: here & (batch.weight > 0) for m, here in batch.present.items()})
 
+        moves = _moves(model, stage, state.params)
+
         def objective(params: Params) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
-            return stage.loss(state.method, state.hyper, model, params, batch, jax.random.fold_in(key, 1))
+            params = jax.tree.map(lambda x, own: x if own else jax.lax.stop_gradient(x), params, moves)
+            return loss(state.method, state.hyper, model, params, batch, jax.random.fold_in(key, 1))
 
         gradient, (method, metrics) = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer(state.hyper).update(gradient, state.opt_state, state.params)
+        updates = jax.tree.map(lambda x, own: x if own else jnp.zeros_like(x), updates, moves)  # weight decay would move them
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {"gradient_norm": optax.tree.norm(gradient)}
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, method=method), metrics
 
     return step
+
+
+def _moves(model: Model, stage: Stage, params: Params) -> Any:
+    """Which parameters the stage trains."""
+    everything = stage.trains == "all"
+    moves = jax.tree.map(lambda _: everything, params)
+    return moves if everything else moves | {"model": model.head.put(moves["model"], True, True)}
 
 
 def resident(data: tuple[Batch, Int[Array, "k s b"]], k: Int[Array, ""]) -> Batch:
