@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib
+import itertools
 import json
 import os
 import pathlib
@@ -103,8 +104,9 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
-    selection: Literal["worst_class", "worst_group", "average", "last"] = "worst_class"
-    """The validation accuracy that selects the model among those of train.eval_every; last takes the last. worst_group reads validation groups."""
+    selection: Literal["own", "worst_class", "worst_group", "average", "last"] = "own"
+    """The validation accuracy that selects the model among those of train.eval_every, and the setting of a sweep; last takes the last. worst_group
+    reads validation groups; own does so for methods that are told groups anyway, and takes worst_class for all others."""
     ceiling: bool = True
     """Whether ERM is also trained on data without the shortcut, where the data set can make it: the accuracy to aim at."""
     batch_size: Annotated[int, Range(low=1)] = field(default=200, metadata=SAME_NUMBERS)
@@ -142,6 +144,9 @@ class Config:
     report: ReportConfig = field(default_factory=ReportConfig, metadata=SAME_NUMBERS)
     method: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Options of each method, written method.<name>.<option>."""
+    sweep: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Values to try, by dotted key: sweep.method.<name>.<option>, sweep.train.learning_rate, sweep.train.weight_decay. Each method is trained in every
+    combination of its own; what evaluate.selection finds best on validation, over all seeds, is reported."""
 
 
 def load(source: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides: Mapping[str, Any] | None = None) -> Config:
@@ -195,6 +200,12 @@ def fingerprint(config: Config, method: str | None = None) -> str:
     return hashlib.sha256(json.dumps(plain(tree), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def settings(config: Config, method: str) -> list[dict[str, Any]]:
+    """The combinations of values that the sweep has for one method, by dotted key; [{}] without any."""
+    own = {key: values for key, values in config.sweep.items() if key.startswith(("train.", f"method.{method}."))}
+    return [dict(zip(own, combination, strict=True)) for combination in itertools.product(*own.values())]
+
+
 def _numbers(record: Any) -> dict[str, Any]:
     kept = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.metadata.get("numbers", True)}
     return {name: _numbers(value) if dataclasses.is_dataclass(value) else value for name, value in kept.items()}
@@ -233,6 +244,7 @@ def _resolve(tree: dict[str, Any]) -> Config:
     tree["data"] = _resolve_data(tree["data"], everywhere)
     tree["model"] = _resolve_model(tree["model"], everywhere)
     tree["workdir"] = tree.get("workdir") or f"runs/{tree['name']}"
+    tree["sweep"] = _resolve_sweep(tree.get("sweep", {}), everywhere)
     sections = tree.pop("method")
     config = make_options(Config, tree, "", everywhere)
     for key in ("methods", "seeds"):
@@ -245,6 +257,37 @@ def _resolve(tree: dict[str, Any]) -> Config:
     if config.model.dim % config.model.heads:
         raise OptionError("model.dim", f"got {config.model.dim}, expected a multiple of model.heads ({config.model.heads})")
     return dataclasses.replace(config, method=method)
+
+
+def _resolve_sweep(section: Any, everywhere: list[str]) -> dict[str, tuple[Any, ...]]:
+    """Dotted keys, however they were nested, and each value as its key's type."""
+    found = {}
+    for key, values in _leaves(section, "sweep"):
+        name, _, option = key.removeprefix("method.").partition(".")
+        if key.startswith("method.") and option:
+            types = field_types(component("method", name, where=f"sweep.method.{name}").Options)
+            if option not in types:
+                raise unknown_key(option, values, f"sweep.method.{name}.", list(types), everywhere)
+            expected = types[option]
+        elif key in ("train.learning_rate", "train.weight_decay"):
+            expected = field_types(TrainConfig)[option]
+        else:
+            raise OptionError(f"sweep.{key}", "cannot be swept; expected method.<name>.<option>, train.learning_rate or train.weight_decay")
+        found[key] = convert(values, tuple[expected, ...], f"sweep.{key}")
+        if not found[key] or len(set(found[key])) < len(found[key]):
+            raise OptionError(f"sweep.{key}", f"got {', '.join(map(str, found[key])) or 'nothing'}; expected at least one value, each once")
+    return found
+
+
+def _leaves(section: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of everything in a nested mapping that is no mapping."""
+    if not isinstance(section, Mapping):
+        raise OptionError(where, f"expected a section of keys and lists of values, got {section!r}")
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{key}", leaf) for key, leaf in _leaves(value, f"{where}.{name}"))
+        else:
+            yield str(name), value
 
 
 def _resolve_data(section: Mapping[str, Any], everywhere: list[str]) -> dict[str, Any]:

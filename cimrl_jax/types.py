@@ -63,6 +63,17 @@ class SlotSpec:
     """Rows and columns, where the slots lie on a plane."""
 
 
+class Prompts(NamedTuple):
+    """The names of the classes and of the spurious attribute's values, as the model's text modality reads them.
+
+    Both are raw inputs of every modality `{m: [k, *raw shape]}`; those of the others are zero, and not present.
+    """
+
+    modality: str
+    classes: Mapping[str, np.ndarray]
+    attributes: Mapping[str, np.ndarray]
+
+
 @dataclasses.dataclass(frozen=True)
 class Spec:
     """What a method may know before training: sizes, and the training split's class and (only if it declares `needs_groups`) group counts."""
@@ -76,8 +87,10 @@ class Spec:
     group_counts: tuple[int, ...] = ()
     group_attribute: tuple[int, ...] = ()
     """Attribute of each group id; like the counts only for methods that declare `needs_groups`."""
-    prompts: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    """Only for methods that declare `needs_attribute_names`: "class" and "attribute" -> raw inputs {text modality: ids [k, length]} of their names."""
+    prompts: Prompts | None = None
+    """Only for methods that declare `needs_attribute_names`."""
+    init_model: Callable[[Key[Array, ""]], Params] | None = None
+    """A fresh set of the model's parameters, for methods that train a second network."""
 
 
 @flax.struct.dataclass

@@ -265,6 +265,7 @@ def wide(name, wide_model):
             group_counts=tuple(counts[ids].tolist()) if method.needs_groups else (),
             group_attribute=tuple((ids % 2).tolist()) if method.needs_groups else (),
             prompts=PROMPTS if method.needs_attribute_names else {},
+            init_model=wide_model.init,
         )
         return fused.init_member(0, hyper, model=wide_model, method=method, spec=spec, optimizer=optimizer)
 

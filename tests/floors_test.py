@@ -20,7 +20,9 @@ FLOORS = (
     ("methods",),  # 2
     ("train", "evaluate"),  # 3
     ("report",),  # 4
-    ("experiment",),  # 4 too: the one place that wires everything, the report included
+    ("assembly",),  # 4 too: from a config to running objects,
+    ("selection",),  # how their models are looked at and chosen,
+    ("experiment",),  # and all of it wired, the report included
     ("main", ""),  # 5; "" is the package's own __init__.py
 )
 FAMILIES = ("data.datasets", "nn.encoders", "methods")

@@ -141,6 +141,7 @@ def spec(own: ArraySource, *, classes: int = 2, steps: int = 10, layout: Mapping
         class_counts=tuple(np.bincount(own.label, minlength=classes).tolist()),
         group_counts=tuple(np.bincount(own.group, minlength=2 * classes).tolist()),
         group_attribute=(0, 1) * classes,
+        init_model=shallow(classes, layout).init,
     )
 
 

@@ -98,6 +98,16 @@ class Dataset:
     """Source and licence, in one line."""
     synonyms: tuple[tuple[str, ...], ...] = ()
     """Groups of interchangeable words, for perturbed views of texts."""
+    attribute_names: tuple[str, ...] = ()
+    """Of the spurious attribute's values, in words as they stand in the texts, where the groups are label x attribute."""
+    group_attribute: tuple[int, ...] = ()
+    """Attribute of each group id; left out: group = label * len(attribute_names) + attribute."""
+
+    def __post_init__(self) -> None:
+        if self.attribute_names and not self.group_attribute:
+            object.__setattr__(self, "group_attribute", tuple(range(len(self.attribute_names))) * len(self.class_names))
+        if self.group_attribute and len(self.group_attribute) != len(self.group_names):
+            raise UserError(f"data set {self.name!r} has {len(self.group_names)} groups but {len(self.group_attribute)} attributes of groups")
 
     def split(self, name: str) -> Source:
         """The split of that name.

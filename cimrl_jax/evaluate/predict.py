@@ -6,7 +6,7 @@ import collections
 import concurrent.futures
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,19 +16,48 @@ from jaxtyping import Float
 
 from cimrl_jax.data.pipeline import evaluation_rows
 from cimrl_jax.data.source import Source
-from cimrl_jax.types import Model, Params
+from cimrl_jax.types import Hyper, Method, Model, Params
 
 IN_FLIGHT = 2
 """Batches that the device may have waiting."""
 AHEAD = os.cpu_count() or 1
 """Batches that the host loads at a time, a thread each (more threads than cores are slower)."""
-Predict = Callable[[Params, Source], Float[np.ndarray, "s n c"]]
 
 
-def make_predict(model: Model, *, batch_size: int = 500, sharding: NamedSharding | None = None, resident: bool = True) -> Predict:
-    """Returns `predict(params, source) -> logits [s, n, c]` (float32, on the host). The model is traced once for all calls and splits.
+class Members(NamedTuple):
+    """Trained members of one method: every leaf has a leading axis of members."""
 
-    Every leaf of `params` has a leading axis of members, over which the model is vmapped. The last batch is filled up with repeated rows that are
+    params: Params
+    """{"model", "method"}"""
+    state: Any
+    """The method's."""
+    hyper: Hyper
+
+
+class Said(NamedTuple):
+    """What members say of a split, on the host."""
+
+    logits: Float[np.ndarray, "s n c"]
+    features: Float[np.ndarray, "s n k"]
+    """k = 0 unless asked for."""
+
+
+Predict = Callable[[Members, Source], Said]
+
+
+def make_predict(
+    model: Model,
+    method: Method | None = None,
+    *,
+    batch_size: int = 500,
+    sharding: NamedSharding | None = None,
+    resident: bool = True,
+    features: bool = False,
+) -> Predict:
+    """Returns `predict(members, source)`. The model is traced once for all calls and splits.
+
+    The logits (float32) are the method's prediction if it has one of its own, else the model's; `features` are `Model.head.features`.
+    The model is vmapped over members. The last batch is filled up with repeated rows that are
     cut off again. Where `source.arrays` is there and `resident` is true, the split is put on the device at its first use and stays there as long as
     the returned function lives; otherwise batches are loaded while the device computes. `sharding` spreads the examples of a batch over a mesh,
     e.g. `P("data")`; the batch size is then rounded up to a multiple of the devices that they are spread over. In a run of several processes each
@@ -39,11 +68,19 @@ def make_predict(model: Model, *, batch_size: int = 500, sharding: NamedSharding
         shards = sharding.mesh.size // sharding.shard_shape((sharding.mesh.size,))[0]
         batch_size = -(-batch_size // shards) * shards
 
-    def logits_of(params: Params, records: Any) -> jax.Array:
-        codes = model.encode(params, model.embed(params, records["inputs"], records["present"]))
-        return model.decide(params, codes).logits.astype(jnp.float32)
+    predicted = method.predict if method else None
 
-    forward = jax.jit(jax.vmap(logits_of, in_axes=(0, None)), out_shardings=replicated)
+    def forward(members: Members, records: Any) -> Said:
+        params = members.params["model"]
+        codes = model.encode(params, model.embed(params, records["inputs"], records["present"]))
+        if predicted is None:
+            logits = model.decide(params, codes).logits
+        else:
+            logits = predicted(members.state, members.hyper, model, members.params, codes)
+        wide = model.head.features(codes)
+        return Said(logits.astype(jnp.float32), wide if features else wide[..., :0])  # type: ignore[arg-type]
+
+    forward_all = jax.jit(jax.vmap(forward, in_axes=(0, None)), out_shardings=replicated)
     gather = jax.jit(lambda arrays, rows: jax.tree.map(lambda column: column[rows], arrays), out_shardings=sharding)
     held: dict[int, tuple[Source, Any]] = {}
 
@@ -64,23 +101,18 @@ def make_predict(model: Model, *, batch_size: int = 500, sharding: NamedSharding
                     loading.append(pool.submit(source.load, rows[number + AHEAD]))
                 yield jax.device_put(records, sharding)
 
-    def run(params: Params, source: Source) -> Float[np.ndarray, "s n c"]:
-        waiting: collections.deque[jax.Array] = collections.deque()
-        done: list[np.ndarray] = []
+    def run(members: Members, source: Source) -> Said:
+        if predicted is None:  # so that all methods share one compile
+            members = Members({"model": members.params["model"]}, (), {})
+        waiting: collections.deque[Said] = collections.deque()
+        done: list[Said] = []
         for records in batches(source):
-            waiting.append(forward(params, records))
+            waiting.append(forward_all(members, records))
             if len(waiting) > IN_FLIGHT:
                 done.append(jax.device_get(waiting.popleft()))
-        done.extend(jax.device_get(logits) for logits in waiting)
+        done.extend(jax.device_get(said) for said in waiting)
         if not done:
             raise ValueError("the source has no rows to predict")
-        return np.concatenate(done, axis=1)[:, : len(source)]
+        return Said(*(np.concatenate(parts, axis=1)[:, : len(source)] for parts in zip(*done, strict=True)))
 
     return run
-
-
-def predict(
-    model: Model, params: Params, source: Source, *, batch_size: int = 500, sharding: NamedSharding | None = None, resident: bool = True
-) -> Float[np.ndarray, "s n c"]:
-    """`make_predict` for one use: see there. Call that where the same model is to predict again, or it is traced again."""
-    return make_predict(model, batch_size=batch_size, sharding=sharding, resident=resident)(params, source)

@@ -11,7 +11,7 @@ import os
 import pathlib
 import platform
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -42,12 +42,19 @@ class Results:
     config: Mapping[str, Any]
     environment: Mapping[str, Any]
     runs: Sequence[Mapping[str, Any]]
-    """One per method and seed, as results.json has it; and "needs_groups" (whether the method trains on group labels), if known."""
+    """One per method and seed. Needed are "method", "seed" and "splits" {split: {metric: number}}; the others are shown where they are there:
+    "needs": the labels that the method reads: "none", "attribute names", "groups" or "validation groups" (older: "needs_groups": bool).
+    "selected_by": the rule that chose the checkpoint; "selection": {rule: {"step", "splits": {split: {metric: number}}}} for every rule that might have.
+    "setting": {dotted key: value}, what a sweep chose; "program", "member_setting": which rows of metrics.jsonl are this run's.
+    "train": {"steps", "seconds", "compile_seconds", "examples_per_second"}, its share of the program that trained it; "identification"."""
     summary: Sequence[Mapping[str, Any]]
     """See `summarise`."""
     gap_closed: Mapping[str, Any]
     """{method: {"mean", "ci95": [low, high], "n"} or a number or None}: the share of the way from ERM to the ceiling."""
     warnings: Sequence[str] = ()
+    settings: Sequence[Mapping[str, Any]] = ()
+    """Every setting that a sweep tried: {"method", "setting": {dotted key: value}, "score", "rule", "n", "chosen",
+    "splits": {split: {metric: {"mean", "std"}}}}, where "score" is the validation score under "rule", a mean over "n" seeds."""
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -79,6 +86,10 @@ class Results:
                 return Cell(line["mean"], line.get("std"), low, high, line.get("n") or 0)
         return None
 
+    def headline_split(self) -> str:
+        """Where methods are compared: "test_balanced", or "test" where there is no such split."""
+        return "test_balanced" if any("test_balanced" in run["splits"] for run in self.runs) else "test"
+
     def gap(self, method: str) -> Cell | None:
         """The share of the gap between ERM and the ceiling that the method closed."""
         value = self.gap_closed.get(method)
@@ -92,6 +103,16 @@ class Results:
         evaluate = self.config.get("evaluate")
         level = evaluate.get("level") if isinstance(evaluate, Mapping) else None
         return float(level) if isinstance(level, int | float) else 0.95
+
+
+def finite(value: Any) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def cell_of(values: Iterable[Any]) -> Cell | None:
+    """Mean and standard deviation of those values that are finite numbers; None if none is."""
+    known = [float(value) for value in values if finite(value)]
+    return Cell(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None, n=len(known)) if known else None
 
 
 def plain(value: Any) -> Any:
@@ -139,12 +160,12 @@ def read(path: str | os.PathLike[str]) -> Results:
     absent = [name for name in ("config", "environment", "runs", "summary", "gap_closed") if content.get(name) is None]
     if absent:
         raise UserError(f"{path} lacks {', '.join(absent)}; evaluate the run again to rewrite it")
-    wanted = [("runs", ("method", "seed", "splits")), ("summary", ("method", "split", "metric", "mean"))]
+    wanted = [("runs", ("method", "seed", "splits")), ("summary", ("method", "split", "metric", "mean")), ("settings", ("method", "setting"))]
     for name, keys in wanted:
-        for number, line in enumerate(content[name]):
+        for number, line in enumerate(content.get(name) or ()):
             if not isinstance(line, dict) or not set(keys) <= set(line):
                 raise UserError(f"{path}: {name}[{number}] must be a mapping with {', '.join(keys)}; evaluate the run again to rewrite it")
-    return Results(**{name: value for name, value in content.items() if name in fields})
+    return Results(**{name: value for name, value in content.items() if name in fields and value is not None})
 
 
 def summarise(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from cimrl_jax.report.results import BASELINE, CEILING, Cell, Results
+from cimrl_jax.report.results import BASELINE, CEILING, Cell, Results, cell_of, finite
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,13 +70,13 @@ def rows(results: Results) -> list[Row]:
 
 
 def labels_seen(results: Results, method: str) -> str:
-    """Which group labels the method saw: "groups" in training, "to select" only where its selection rule reads groups, "none", or unknown."""
+    """Which labels beside the class the method read: in training, and "to select" where only its selection rule reads groups."""
     runs = results.runs_of(method)
-    if any(run.get("needs_groups") for run in runs):
-        return "groups"
-    if any("group" in str(run.get("selected_by") or "") for run in runs):
-        return "to select"
-    return "none" if any("needs_groups" in run for run in runs) else ABSENT
+    known = {True: "groups", False: "none"}  # as files said it before there was "needs"
+    needs = next((str(needs) for run in runs if (needs := run.get("needs") or known.get(run.get("needs_groups")))), ABSENT)
+    if "groups" in needs or not any("group" in str(run.get("selected_by") or "") for run in runs):
+        return needs
+    return "to select" if needs in ("none", ABSENT) else f"{needs} + to select"
 
 
 def cost_rows(results: Results) -> list[Cost]:
@@ -95,15 +94,10 @@ def identification_rows(results: Results) -> tuple[list[str], list[tuple[str, st
     for method in results.methods():
         for run in results.runs_of(method):
             for place, name, number in _leaves(run.get("identification") or {}):
-                if name != "n" and isinstance(number, int | float) and math.isfinite(number):
+                if name != "n" and finite(number):
                     found.setdefault((method, place), {}).setdefault(name, []).append(float(number))
     names = list(dict.fromkeys(name for numbers in found.values() for name in numbers))
-    lines = []
-    for (method, modality), numbers in found.items():
-        cells = [_cell(numbers[name]) if name in numbers else None for name in names]
-        if any(cells):
-            lines.append((method, modality, cells))
-    return names, lines
+    return names, [(method, modality, [cell_of(numbers.get(name, ())) for name in names]) for (method, modality), numbers in found.items()]
 
 
 def console_table(results: Results) -> Table:
@@ -114,7 +108,7 @@ def console_table(results: Results) -> Table:
 
     title, *names = header(results)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, caption=Text(footnote(results)), caption_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column(title, overflow="fold", min_width=5)
+    table.add_column(title, overflow="fold", min_width=4)
     for name in names:
         side = "left" if name in (names[0], names[-2]) else "right"
         # Broken by hand, so that the whole fits into 80 columns.
@@ -128,16 +122,26 @@ def console_table(results: Results) -> Table:
 
 def markdown_table(results: Results) -> str:
     """The same table, readable as plain text; the method with the best worst group in bold."""
-    lines = [[_cell_text(name) for name in header(results)]]
-    lines.append(["---"] * 2 + ["---:"] * 4 + ["---", "---:"])
+    lines = []
     for row in rows(results):
-        texts = [_cell_text(text) for text in _texts(row)]
+        texts = [escaped(text) if place in (0, 1, 6) else text for place, text in enumerate(_texts(row))]
         lines.append([f"**{text}**" if row.best and place in (0, 3) else text for place, text in enumerate(texts)])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{footnote(results)}\n"
+    return as_markdown(header(results), lines, footnote(results), left=(0, 1, 6))
+
+
+def as_markdown(names: Sequence[str], lines: Sequence[Sequence[str]], note: str, left: Sequence[int] = (0,)) -> str:
+    """A table and a note under it. `left`: the columns of text; numbers stand on the right."""
+    sides = ["---" if place in left else "---:" for place in range(len(names))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [names, sides, *lines]) + f"\n\n{note}\n"
+
+
+def escaped(text: str) -> str:
+    """What a user wrote, as Markdown that shows it in one line of a table."""
+    return re.sub(r"([\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def header(results: Results) -> list[str]:
-    return ["method", "group labels", "test accuracy", "worst group, balanced", "worst group, flipped", "gap closed", "selected by", "cost"]
+    return ["method", "labels used", "test accuracy", "worst group, balanced", "worst group, flipped", "gap closed", "selected by", "cost"]
 
 
 def footnote(results: Results) -> str:
@@ -173,12 +177,13 @@ def measure(cell: Cell | None, name: str) -> str:
 
 
 def ratio(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.2f}×"
+    """Three digits: "3.02×", "30.2×"."""
+    return ABSENT if value is None else f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}×"
 
 
 def mean_of(runs: list[Mapping[str, Any]], record: str, key: str) -> float | None:
-    values = [value for run in runs if isinstance(value := (run.get(record) or {}).get(key), int | float) and math.isfinite(value)]
-    return float(np.mean(values)) if values else None
+    cell = cell_of((run.get(record) or {}).get(key) for run in runs)
+    return cell and cell.mean
 
 
 def _leaves(record: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[str, str, Any]]:
@@ -190,18 +195,16 @@ def _leaves(record: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[
             yield ", ".join(place), str(name), value
 
 
-def _cell(values: list[float]) -> Cell:
-    return Cell(float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None, n=len(values))
-
-
 def _texts(row: Row, narrow: bool = False) -> list[str]:
     numbers = [spread(cell) for cell in (row.accuracy, row.balanced, row.flipped, row.gap)]
-    rule = row.selected_by
-    if narrow:  # the interval under the mean: "70.1..72.4"
+    method, labels, rule = row.method, row.labels, row.selected_by
+    if narrow:  # the interval under the mean: "70.1..72.4"; a gap in whole percent, for it may be far below 0
+        numbers[3] = re.sub(r"\.\d", "", numbers[3])
         numbers = [text.replace(" [", "\n").replace(", ", "..").removesuffix("]") for text in numbers]
-        rule = rule.replace(", ", "\n").replace("_", "\n")
-    return [row.method, row.labels, *numbers, rule, ratio(row.cost)]
+        method, labels, rule = _folded(method, 14), _folded(labels, 10), _folded(rule.replace("_", " "), 8)
+    return [method, labels, *numbers, rule, ratio(row.cost)]
 
 
-def _cell_text(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+def _folded(text: str, width: int) -> str:
+    """In lines of at most `width` letters, broken behind underscores and at spaces as far as there are any."""
+    return "\n".join(line.replace("_ ", "_") for line in textwrap.wrap(text.replace("_", "_ "), width, break_on_hyphens=False))

@@ -39,6 +39,7 @@ class Program:
     """Everything that one method's members are trained with. The members are one program: seeds and traced numbers differ, shapes do not."""
 
     name: str
+    """Of the folder of its checkpoints, and in metrics.jsonl."""
     method: Method
     model: Model
     spec: Spec
@@ -55,6 +56,10 @@ class Program:
     resident: Literal["auto", "yes", "no"]
     together: int = 0
     """Members vmapped at a time; 0: all."""
+    label: str = ""
+    """What the results call it: programs that differ in a sweep's settings share it."""
+    settings: tuple[Mapping[str, Any], ...] = ()
+    """What a sweep set, one per member."""
 
     @property
     def members(self) -> int:
@@ -270,7 +275,7 @@ def _enter(program: Program, plan: Plan, stage: int, states: Any, feed: Feed, *,
             if own.enter is not None:
                 key = jax.random.fold_in(state.key, 3 + stage)
                 fresh, _ = fused.init_params(key, model=program.model, method=program.method, spec=program.spec)
-                known = told and told.replace(logits=logits, features=features)
+                known = told and dataclasses.replace(told, logits=logits, features=features)
                 method, params = own.enter(method, state.hyper, program.model, params, fresh, known)
             return dataclasses.replace(state, method=method, params=params, opt_state=program.stage_optimizer(stage)(state.hyper).init(params))
 
@@ -300,7 +305,7 @@ def _next(done: int, every: int, steps: int) -> int:
 
 def _row(program: Program, member: int, step: int, figures: Mapping[str, Any]) -> dict[str, Any]:
     numbers = {k: v if v is None or isinstance(v, str) else _finite(float(v)) for k, v in figures.items()}
-    return {"method": program.name, "seed": program.seeds[member], "step": step, **numbers}
+    return {"method": program.name, "seed": program.seeds[member], "member": member, "step": step, **numbers}
 
 
 def _finite(value: float) -> float | None:

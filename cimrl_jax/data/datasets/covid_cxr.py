@@ -123,6 +123,7 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
         },
         class_names=CLASSES,
         group_names=planting.group_names(CLASSES, VIEWS),
+        attribute_names=VIEWS,
         splits=splits,
         notes="; ".join([NOTES, *(f"{count} rows left out: {reason}" for reason, count in left_out.items())]),
     )

@@ -139,6 +139,7 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
         },
         class_names=classes,
         group_names=planting.group_names(classes, classes),
+        attribute_names=tuple(" ".join(places) for places in PLACES[: len(classes)]),
         splits=splits,
         notes=NOTES,
         synonyms=tuple(FILLERS.values()),

@@ -123,6 +123,7 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
         },
         class_names=classes,
         group_names=planting.group_names(classes, classes),
+        attribute_names=classes,
         splits=splits,
         notes=NOTES,
     )

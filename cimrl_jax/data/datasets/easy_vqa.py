@@ -117,6 +117,8 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
         },
         class_names=classes,
         group_names=tuple(f"label={classes[y]}, attribute={classes[a]}" for y, a in pairs),
+        attribute_names=tuple(classes),
+        group_attribute=tuple(a for _, a in pairs),
         splits=splits,
         notes=NOTES,
     )

@@ -97,6 +97,7 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
         },
         class_names=CLASSES,
         group_names=planting.group_names(CLASSES, MARKS),
+        attribute_names=MARKS,
         splits={name: _source(kept, words[name], text, attributes, seen) for name, kept in drawn.items()},
         notes=NOTES + (f"; {missing} of {sum(map(len, posts.values()))} posts have no words for their picture" if missing else ""),
     )

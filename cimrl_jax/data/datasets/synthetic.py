@@ -96,6 +96,7 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
         features={name: Feature("slots", (options.slots, options.width), "float32", mean=(0.0,), std=(1.0,)) for name in names},
         class_names=NAMES,
         group_names=planting.group_names(NAMES, NAMES),
+        attribute_names=NAMES,
         splits=splits,
         notes="generated from data_seed; no outside source",
     )

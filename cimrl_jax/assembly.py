@@ -1,0 +1,164 @@
+"""Config -> the running objects: data set, model, and one program for each method (more where a sweep changes what is compiled)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from cimrl_jax.config import Config, settings
+from cimrl_jax.data import source as sources
+from cimrl_jax.data import synonyms, tokenise, views
+from cimrl_jax.data.source import Dataset, Source
+from cimrl_jax.errors import UserError
+from cimrl_jax.nn.model import build_model
+from cimrl_jax.options import component, make_options
+from cimrl_jax.report.results import BASELINE, CEILING
+from cimrl_jax.train import loop
+from cimrl_jax.train.mesh import make_mesh
+from cimrl_jax.train.optimizer import make_optimizer
+from cimrl_jax.types import Method, Model, Prompts, Spec
+
+RANDOMISED = "train_randomised"
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembly:
+    """The running objects of one config."""
+
+    dataset: Dataset
+    model: Model
+    programs: tuple[loop.Program, ...]
+    """In the order of the methods, the ceiling last."""
+
+
+def assemble(config: Config) -> Assembly:
+    """Builds data set, model and programs.
+
+    Raises:
+      UserError: options that do not fit the data set, or a method that needs what the data set lacks.
+    """
+    module = component("data", config.data.name)
+    extra = {"path": pathlib.Path(config.data.path)} if config.data.path else {}
+    dataset = module.build(make_options(module.Options, config.data.options, "data"), **extra)
+    view_options = make_options(views.ViewOptions, config.data.views, "data.views")
+    tables = {m: synonyms.synonym_table(dataset.synonyms, f.vocabulary) for m, f in dataset.features.items() if f.kind == "text" and dataset.synonyms}
+    sizes = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
+    model = build_model(
+        features=dataset.features,
+        num_classes=len(dataset.class_names),
+        perturb=views.make_perturb(dataset.features, view_options, synonyms=tables),
+        **sizes,
+    )
+    found = [own for name in config.methods for own in programs(config, dataset, model, name)]
+    if config.evaluate.ceiling and BASELINE in config.methods and RANDOMISED in dataset.splits:
+        found += programs(config, dataset, model, BASELINE, label=CEILING, split=RANDOMISED)
+    return Assembly(dataset, model, tuple(found))
+
+
+def programs(config: Config, dataset: Dataset, model: Model, method: str, *, label: str = "", split: str = "train") -> list[loop.Program]:
+    """One method's members on one training split: seeds x settings of the sweep. Settings that differ only in traced numbers share a program.
+
+    Raises:
+      UserError: the method needs what the data set lacks, or its training split lacks a class.
+    """
+    module, source = component("method", method), dataset.split(split)
+    together: dict[str, list[tuple[Method, Mapping[str, Any]]]] = {}
+    for setting in settings(config, method):
+        prefix = f"method.{method}."
+        own = {key.removeprefix(prefix): value for key, value in setting.items() if key.startswith(prefix)}
+        record = module.build(make_options(module.Options, config.method.get(method, {}) | own, f"method.{method}"))
+        static = {key: value for key, value in own.items() if key not in record.hyper}
+        together.setdefault(repr(static), []).append((record, setting))
+    _check(dataset, source, split, method, next(iter(together.values()))[0][0])
+    found = [_program(config, dataset, model, source, members) for members in together.values()]
+    names = [label or method] if len(found) == 1 else [f"{label or method}-{i + 1}" for i in range(len(found))]
+    return [dataclasses.replace(own, name=name, label=label or method) for own, name in zip(found, names, strict=True)]
+
+
+def _program(
+    config: Config, dataset: Dataset, model: Model, source: Source, members: list[tuple[Method, Mapping[str, Any]]]
+) -> loop.Program:
+    """Seeds x these settings, whose methods differ in traced numbers only."""
+    train, record = config.train, members[0][0]
+    spec = Spec(
+        num_classes=len(dataset.class_names),
+        num_groups=len(dataset.group_names),
+        num_examples=len(source),
+        steps=train.steps,
+        slots=model.slots,
+        class_counts=sources.class_counts(source, len(dataset.class_names)),
+        group_counts=sources.group_counts(source, len(dataset.group_names)) if record.needs_groups else (),
+        group_attribute=dataset.group_attribute if record.needs_groups else (),
+        prompts=prompts(dataset) if record.needs_attribute_names else None,
+        init_model=model.init,
+    )
+    optimised = {key: getattr(train, key) for key in ("learning_rate", "weight_decay")}
+    hyper = [
+        {**own.hyper, **optimised, **{key.removeprefix("train."): value for key, value in setting.items() if key.startswith("train.")}}
+        for own, setting in members
+    ]
+    count = len(config.seeds) * len(members)
+    return loop.Program(
+        name="",
+        label="",
+        method=record,
+        model=model,
+        spec=spec,
+        optimizer=functools.partial(make_optimizer, warmup=train.warmup, schedule=train.schedule, clip_norm=train.clip_norm),
+        source=source,
+        seeds=config.seeds * len(members),
+        hyper=tuple(own for own in hyper for _ in config.seeds),
+        settings=tuple(setting for _, setting in members for _ in config.seeds),
+        mesh=make_mesh(members=count, batch_size=train.batch_size, mesh_member=train.mesh_member, mesh_data=train.mesh_data),
+        batch_size=train.batch_size,
+        chunk=train.chunk,
+        augment=config.data.augment,
+        resident=config.data.resident,
+        together=train.members_together,
+    )
+
+
+def _check(dataset: Dataset, source: Source, split: str, method: str, record: Method) -> None:
+    """Whether the data set has what the method needs."""
+    mend = "name a group or attribute column, or leave this method out of --methods"
+    if record.needs_groups and (source.group < 0).any():
+        unknown = int((source.group < 0).sum())
+        raise UserError(
+            f"method {method!r} trains on group labels, but {unknown} of {len(source)} rows of {dataset.name!r} ({split}) have none; {mend}"
+        )
+    if record.needs_validation_groups and (dataset.split("validation").group < 0).all():
+        raise UserError(f"method {method!r} is fitted to the groups of the validation split, but {dataset.name!r} has none there; {mend}")
+    if record.needs_attribute_names and not dataset.attribute_names:
+        raise UserError(f"method {method!r} reads the names of the spurious attribute's values, but {dataset.name!r} has none; {mend}")
+    classes = sources.class_counts(source, len(dataset.class_names))
+    if 0 in classes:
+        missing = dataset.class_names[classes.index(0)]
+        raise UserError(f"data set {dataset.name!r} ({split}) has no example of class {missing!r}; every class needs one")
+
+
+def prompts(dataset: Dataset) -> Prompts:
+    """The names of classes and attributes as the data set's first text modality reads them.
+
+    Raises:
+      UserError: there is no text modality, or it knows no word of some name.
+    """
+    texts = [m for m, feature in dataset.features.items() if feature.kind == "text"]
+    if not texts:
+        raise UserError(f"data set {dataset.name!r} has no text modality that could read the names of classes and attributes")
+    feature = dataset.features[texts[0]]
+    tokeniser = tokenise.Tokeniser(feature.vocabulary, feature.shape[0])
+
+    def read(names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        ids = tokeniser.encode(names)
+        for name, row in zip(names, ids, strict=True):
+            if not (row > tokenise.UNKNOWN).any():
+                raise UserError(f"no text of data set {dataset.name!r} has a word of the name {name!r}; rename it in words that its texts use")
+        blank = {m: np.zeros((len(names), *other.shape), other.dtype) for m, other in dataset.features.items()}
+        return blank | {texts[0]: ids}
+
+    return Prompts(texts[0], read(dataset.class_names), read(dataset.attribute_names))
