@@ -33,6 +33,17 @@ def kl_divergence(logits_p: Float[Array, "b c"], logits_q: Float[Array, "b c"]) 
     return jnp.sum(jnp.exp(log_p) * (log_p - jax.nn.log_softmax(logits_q)), axis=-1)
 
 
+def entropy(logits: Float[Array, "b c"]) -> Float[Array, " b"]:
+    """`-sum p log p` in nats."""
+    log_p = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+def product_of_experts(*experts: Float[Array, "b c"]) -> Float[Array, "b c"]:
+    """Logits of the normalised product of the experts' probabilities (Hinton 2002): the sum of their log softmaxes."""
+    return jnp.sum(jax.nn.log_softmax(jnp.stack(experts)), axis=0)
+
+
 def info_nce(
     anchor: Float[Array, "b d"], positive: Float[Array, "b d"], *, temperature: Float[Array, ""] | float, weight: Float[Array, " b"]
 ) -> Float[Array, " b"]:
@@ -46,6 +57,11 @@ def info_nce(
     usable = (weight > 0)[None, :] & ~jnp.eye(anchor.shape[0], dtype=bool)
     others = jnp.where(usable, others, -jnp.inf)
     return jax.nn.logsumexp(jnp.concatenate([near[:, None], others], axis=1), axis=1) - near
+
+
+def cosines(a: Float[Array, "b d"], b: Float[Array, "k d"]) -> Float[Array, "b k"]:
+    """The cosine of every row of `a` with every row of `b`."""
+    return _unit(a) @ _unit(b).T
 
 
 def squared_cosine(a: Float[Array, "b d"], b: Float[Array, "b d"]) -> Float[Array, " b"]:

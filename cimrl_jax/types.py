@@ -91,6 +91,8 @@ class Spec:
     """Only for methods that declare `needs_attribute_names`."""
     init_model: Callable[[Key[Array, ""]], Params] | None = None
     """A fresh set of the model's parameters, for methods that train a second network."""
+    dim: int = 0
+    """Width of every code."""
 
 
 @flax.struct.dataclass

@@ -13,7 +13,7 @@ import yaml
 
 from cimrl_jax import config as config_module
 from cimrl_jax import options as options_module
-from cimrl_jax.config import Config, DataConfig, ModelConfig, fingerprint, load, to_dict, to_yaml
+from cimrl_jax.config import Config, DataConfig, ModelConfig, fingerprint, load, settings, to_dict, to_yaml
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import Range, component, convert, field_types, known, make_options
 
@@ -312,3 +312,30 @@ def test_every_config_of_the_project_loads_and_says_what_it_yields(real, file):
     about = file.read_text().split('"""')[1]
     assert f"python -m cimrl_jax.main --config configs/{file.name}" in about
     assert "Cost" in about and "Result" in about
+
+
+def test_a_sweep_reads_dotted_and_nested_keys_as_their_own_types():
+    nested = load({**SMALL, "sweep": {"method": {"robust": {"eta": [0, "0.5"], "warmup": [4]}}, "train": {"learning_rate": (1e-3,)}}})
+    typed = load(SMALL, {"sweep.method.robust.eta": "0,0.5", "sweep.method.robust.warmup": "4", "sweep.train.learning_rate": "0.001"})
+    expected = {"method.robust.eta": (0.0, 0.5), "method.robust.warmup": (4,), "train.learning_rate": (0.001,)}
+    assert nested.sweep == typed.sweep == expected
+    assert load(to_dict(nested)) == nested and fingerprint(nested) != fingerprint(load(SMALL))
+    first = {"method.robust.eta": 0.0, "method.robust.warmup": 4, "train.learning_rate": 0.001}
+    assert settings(nested, "robust") == [first, first | {"method.robust.eta": 0.5}]
+    assert settings(nested, "plain") == [{"train.learning_rate": 0.001}]
+    assert settings(load(SMALL), "plain") == [{}]
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("method.robust.eat", "1,2", r"sweep.method.robust.eat.*did you mean.*eta"),
+        ("method.robst.eta", "1,2", r"there is no method 'robst'"),
+        ("method.robust.eta", "1,heavy", r"sweep.method.robust.eta\[1\]: got 'heavy', expected"),
+        ("method.robust.eta", "1,1", r"got 1.0, 1.0; expected at least one value, each once"),
+        ("train.steps", "5,6", r"sweep.train.steps: cannot be swept; expected method.<name>.<option>, train.learning_rate or train.weight_decay"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused(key, values, message):
+    with pytest.raises(UserError, match=message):
+        load(SMALL, {f"sweep.{key}": values})

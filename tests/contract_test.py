@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 import cimrl_jax
-from cimrl_jax import experiment, options
+from cimrl_jax import assembly as assembling
+from cimrl_jax import options
 from cimrl_jax import help as help_text
 from cimrl_jax.data import views
 from cimrl_jax.errors import UserError
@@ -27,7 +28,7 @@ from cimrl_jax.nn.model import build_model
 from cimrl_jax.train import loop
 from cimrl_jax.train import step as fused
 from cimrl_jax.train.optimizer import make_optimizer
-from cimrl_jax.types import Batch, Feature, Method, Spec
+from cimrl_jax.types import Batch, Feature, Method, Prompts, Spec
 from tests import tiny
 
 METHODS = options.known("method")
@@ -44,7 +45,7 @@ def name(request):
 
 @pytest.fixture(scope="module")
 def assembly():
-    return experiment.assemble(tiny.study(methods=METHODS, **CHANGES))
+    return assembling.assemble(tiny.study(methods=METHODS, **CHANGES))
 
 
 class Straight(typing.NamedTuple):
@@ -118,9 +119,9 @@ def test_data_without_groups_is_refused_where_they_are_needed_and_only_there(ass
     given = tiny.study(methods=(name,)), dataclasses.replace(dataset, splits=nameless), assembly.model, name
     if tiny.method(name).needs_groups:
         with pytest.raises(UserError, match=rf"method '{name}' trains on group labels, but 1 of 48 rows of 'synthetic' \(train\) have none"):
-            experiment.program(*given)
+            assembling.programs(*given)
     else:
-        assert experiment.program(*given).spec.group_counts == ()
+        assert assembling.programs(*given)[0].spec.group_counts == ()
 
 
 # Laws 1, 2, 3 and 5: whole trainings on the tiny study.
@@ -153,18 +154,18 @@ ON_FOUR_DEVICES = """
 import dataclasses, pathlib, sys
 import jax, numpy as np
 from tests import contract_test, tiny
-from cimrl_jax import experiment
+from cimrl_jax import assembly as assembling
 
 assert jax.device_count() == 4
 folder = pathlib.Path(sys.argv[1])
 changes = contract_test.CHANGES | {"seeds": (0, 1), "train__mesh_member": 2, "train__mesh_data": 2}
-for program in experiment.assemble(tiny.study(methods=contract_test.METHODS, **changes)).programs:
+for program in assembling.assemble(tiny.study(methods=contract_test.METHODS, **changes)).programs:
     assert dict(program.mesh.shape) == {"member": 2, "data": 2} and program.together == 0
     final = tiny.train(program, folder, when=contract_test.WHEN).final
     assert len(jax.tree.leaves(final.params)[0].sharding.device_set) == 4
     np.savez(folder / program.name, *tiny.arrays(final))
-columns, rows = program.feed()(0, 2)
-streamed = dataclasses.replace(program, resident="no").feed()(0, 2)
+columns, rows = tiny.feed(program)(0, 2)
+streamed = tiny.feed(dataclasses.replace(program, resident="no"))(0, 2)
 tiny.assert_equal(jax.tree.map(lambda x: x[:2], streamed), jax.tree.map(lambda x: np.asarray(x)[np.asarray(rows)][:2], columns))
 assert len(streamed.label.sharding.device_set) == 4
 """
@@ -205,8 +206,15 @@ FEATURES = {
     "text": Feature("text", (4,), "int32", vocabulary=("", "?", "a", "b", "c", "d")),
 }
 ROWS, CLASSES, GROUPS = 12, 10, 20
-PROMPTS = {"class": {"text": np.arange(CLASSES * 4).reshape(CLASSES, 4) % 6}, "attribute": {"text": np.array([[2, 3, 0, 0], [4, 0, 0, 0]])}}
 PADDED = np.arange(ROWS) >= 9
+
+
+def read(ids) -> dict[str, np.ndarray]:
+    """Texts as raw inputs of every modality."""
+    return {m: np.zeros((len(ids), *own.shape), own.dtype) for m, own in FEATURES.items()} | {"text": np.array(ids, np.int32)}
+
+
+PROMPTS = Prompts("text", read(np.arange(CLASSES * 4).reshape(CLASSES, 4) % 6), read([[2, 3, 0, 0], [4, 0, 0, 0]]))
 
 
 def wide_batch() -> Batch:
@@ -264,8 +272,9 @@ def wide(name, wide_model):
             class_counts=tuple(np.bincount(batch.label, minlength=CLASSES).tolist()),
             group_counts=tuple(counts[ids].tolist()) if method.needs_groups else (),
             group_attribute=tuple((ids % 2).tolist()) if method.needs_groups else (),
-            prompts=PROMPTS if method.needs_attribute_names else {},
+            prompts=PROMPTS if method.needs_attribute_names else None,
             init_model=wide_model.init,
+            dim=8,
         )
         return fused.init_member(0, hyper, model=wide_model, method=method, spec=spec, optimizer=optimizer)
 

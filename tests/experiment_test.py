@@ -12,9 +12,11 @@ import pytest
 
 import cimrl_jax
 from cimrl_jax import experiment
+from cimrl_jax.assembly import assemble, programs
 from cimrl_jax.data.source import ArraySource
 from cimrl_jax.errors import UserError
 from cimrl_jax.report.results import Results
+from cimrl_jax.selection import Look
 from cimrl_jax.train import loop
 from tests import tiny
 
@@ -61,15 +63,16 @@ def test_the_parts_go_one_by_one(tmp_path, finished):
 
 
 def test_half_a_training_cannot_be_evaluated(tmp_path):
-    config = tiny.study(tmp_path)
-    program = experiment.assemble(config).programs[0]
+    config = tiny.study(tmp_path, train__checkpoint_every=2)
+    built = assemble(config)
 
     def stop(done):
         if done == 4:
             raise MemoryError
 
     with pytest.raises(MemoryError):
-        tiny.train(program, tmp_path, when=tiny.plan(checkpoint_every=2), watch=stop)
+        plan = Look(config, built).plan(built.programs[0])
+        loop.train(built.programs[0], plan, tmp_path / "checkpoints" / "erm", tmp_path / "metrics.jsonl", tiny.Quiet(stop))
     with pytest.raises(UserError, match="erm is trained for 2 of 6 steps; run `train` with the same config to finish it"):
         cimrl_jax.run(config, parts=("evaluate",), quiet=True)
 
@@ -99,23 +102,23 @@ def test_load_says_where_it_looked(tmp_path):
 
 def test_the_ceiling_is_erm_on_randomised_data_where_both_are_there():
     def names(**changes):
-        return [program.name for program in experiment.assemble(tiny.study(evaluate__ceiling=True, **changes)).programs]
+        return [program.name for program in assemble(tiny.study(evaluate__ceiling=True, **changes)).programs]
 
     assert names(methods=("erm", "cimrl")) == ["erm", "cimrl", "ceiling"]
     assert names(methods=("cimrl",)) == ["cimrl"]
-    built = experiment.assemble(tiny.study(evaluate__ceiling=True))
+    built = assemble(tiny.study(evaluate__ceiling=True))
     assert built.programs[-1].source is built.dataset.split("train_randomised")
     assert built.programs[0].source is built.dataset.split("train")
 
 
 def test_a_training_split_without_a_class_is_refused():
-    built = experiment.assemble(tiny.study())
+    built = assemble(tiny.study())
     train = built.dataset.split("train")
     assert isinstance(train, ArraySource)
     lacking = dataclasses.replace(train, label=np.zeros_like(train.label))
     dataset = dataclasses.replace(built.dataset, splits={**built.dataset.splits, "train": lacking})
     with pytest.raises(UserError, match=r"data set 'synthetic' \(train\) has no example of class 'positive'; every class needs one"):
-        experiment.program(tiny.study(), dataset, built.model, "erm")
+        programs(tiny.study(), dataset, built.model, "erm")
 
 
 def test_training_sizes_and_counts_reach_the_method():
@@ -124,18 +127,6 @@ def test_training_sizes_and_counts_reach_the_method():
     assert sum(program.spec.class_counts) == sum(program.spec.group_counts) == 48
     assert tiny.assembled("erm").spec.group_counts == ()
     assert program.hyper[0].keys() == {"eta", "adjustment", "learning_rate", "weight_decay"}
-
-
-def test_selection_by_worst_group_and_by_average_choose_what_their_names_say(tmp_path):
-    for rule, key in {"worst_group": "worst_group_accuracy", "average": "accuracy"}.items():
-        config = tiny.study(tmp_path / rule, evaluate__selection=rule, train__eval_every=2, train__select_from=0.0)
-        cimrl_jax.run(config, parts=("train",), quiet=True)
-        lines = [json.loads(line) for line in (tmp_path / rule / "metrics.jsonl").read_text().splitlines()]
-        _, trained = loop.restore(experiment.assemble(config).programs[0], tmp_path / rule / "checkpoints" / "erm")
-        seen = [line for line in lines if line.get("split") == "validation" and line["seed"] == 1]
-        best = max(line[key] for line in seen)
-        assert float(trained.score[1]) == pytest.approx(best)
-        assert int(trained.selected_step[1]) == max(line["step"] for line in seen if line[key] == best)
 
 
 def test_the_compile_cache_goes_where_the_environment_says(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.spatial.distance import jensenshannon
 from sklearn.metrics import log_loss
+from sklearn.metrics.pairwise import cosine_similarity
 
 from cimrl_jax import losses
 
@@ -89,6 +90,27 @@ def test_jensen_shannon_equals_scipy_and_is_symmetric_between_0_and_1(first, sec
     assert (ours >= -1e-6).all() and (ours <= 1 + 1e-6).all()
 
 
+@FEW
+@given(LOGITS)
+def test_entropy_equals_scipy(logits):
+    expected = scipy.stats.entropy(scipy.special.softmax(logits.astype(np.float64), axis=1), axis=1)
+    np.testing.assert_allclose(losses.entropy(j(logits)), expected, atol=1e-5)
+
+
+@FEW
+@given(LOGITS, LOGITS)
+def test_a_product_of_experts_multiplies_probabilities(first, second):
+    product = scipy.special.softmax(first.astype(np.float64), axis=1) * scipy.special.softmax(second.astype(np.float64), axis=1)
+    ours = scipy.special.softmax(np.asarray(losses.product_of_experts(j(first), j(second))), axis=1)
+    np.testing.assert_allclose(ours, product / product.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_an_expert_that_knows_nothing_changes_no_product():
+    logits = draw(4, 3)
+    alone, beside = (scipy.special.softmax(losses.product_of_experts(j(logits), *more), axis=1) for more in ((), (jnp.full((4, 3), 7.0),)))
+    np.testing.assert_allclose(beside, alone, rtol=1e-5)
+
+
 def test_jensen_shannon_of_disjoint_rows_is_1():
     np.testing.assert_allclose(losses.jensen_shannon(jnp.eye(2), jnp.eye(2)[::-1]), 1.0, rtol=1e-6)
 
@@ -117,6 +139,13 @@ def test_info_nce_equals_the_equation_and_padding_is_no_negative():
 
 def test_info_nce_of_a_single_row_is_0():
     assert losses.info_nce(j(draw(1, 4)), j(draw(1, 4, seed=1)), temperature=0.1, weight=jnp.ones(1)) == pytest.approx(0, abs=1e-6)
+
+
+def test_cosines_equal_scikit_learn():
+    a, b = draw(6, 5), draw(3, 5, seed=1)
+    np.testing.assert_allclose(losses.cosines(j(a), j(b)), cosine_similarity(a, b), atol=1e-6)
+    gradient = jax.grad(lambda x: losses.cosines(x, j(b)).sum())(jnp.zeros((6, 5)))
+    assert np.isfinite(gradient).all()
 
 
 def test_squared_cosine():

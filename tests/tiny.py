@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cimrl_jax import experiment
+from cimrl_jax.assembly import assemble
 from cimrl_jax.config import Config, load
 from cimrl_jax.data.source import ArraySource
 from cimrl_jax.options import component, make_options
 from cimrl_jax.train import loop
+from cimrl_jax.train.feed import Feed
 from cimrl_jax.train.mesh import make_mesh, sharding
 from cimrl_jax.train.optimizer import make_optimizer
 from cimrl_jax.train.step import init_member
@@ -169,7 +170,7 @@ def program(record: Method, own: ArraySource | None = None, *, classes: int = 2,
 
 def assembled(name: str, **changes: Any) -> loop.Program:
     """The method on the tiny study's data and model."""
-    return experiment.assemble(study(methods=(name,), **changes)).programs[0]
+    return assemble(study(methods=(name,), **changes)).programs[0]
 
 
 def members(own: loop.Program) -> TrainState:
@@ -179,6 +180,13 @@ def members(own: loop.Program) -> TrainState:
         for seed, hyper in zip(own.seeds, own.hyper, strict=True)
     ]
     return jax.device_put(jax.tree.map(lambda *parts: jnp.stack(parts), *states), sharding(own.mesh, "member"))
+
+
+def feed(own: loop.Program) -> Feed:
+    """Feeds the first stage."""
+    found, states = own.feed(), jax.tree.map(np.asarray, members(own).method)
+    found.enter(own.method.stages[0].draw, [jax.tree.map(lambda x, i=i: x[i], states) for i in range(own.members)], own.hyper)
+    return found
 
 
 @dataclasses.dataclass

@@ -10,9 +10,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from cimrl_jax.counterfactual import attribution
 from cimrl_jax.losses import cross_entropy, masked_mean
@@ -32,6 +33,36 @@ def erm_loss(
     logits = forward(model, params, batch, key).logits
     loss = masked_mean(cross_entropy(logits, batch.label), batch.weight)
     return loss, (state, figures(loss, logits, batch))
+
+
+MixAt = Literal["codes", "slots"]
+
+
+def mix(
+    model: Model, params: Params, batch: Batch, partner: Int[Array, " b"], share: Float[Array, " b"], key: Key[Array, ""], *, at: MixAt
+) -> tuple[Float[Array, ""], Metrics]:
+    """(loss, figures) of training on mixtures: `share` of each row's codes or slots its own, the rest its partner's.
+
+    The loss of a mixture is `share CE(y) + (1 - share) CE(the partner's y)`, each part scaled by the weight of the example whose label it is.
+    Where only one of the two examples has a slot, the other's counts as zero.
+    """
+
+    def blend(x: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+        own = share.reshape(-1, *[1] * (x.ndim - 1))
+        return own * x + (1.0 - own) * x[partner]
+
+    slots = model.embed(params["model"], batch.inputs, batch.present)
+    if at == "slots":
+        slots = {m: Slots(blend(jnp.where(s.mask[..., None], s.values, 0.0)), s.mask | s.mask[partner]) for m, s in slots.items()}
+    codes = model.encode(params["model"], slots, key)
+    if at == "codes":
+        codes = {name: blend(code) for name, code in codes.items()}
+    logits = model.decide(params["model"], codes).logits
+    both = jax.tree.map(lambda x: jnp.concatenate([x, x[partner]]), batch)
+    both = dataclasses.replace(both, weight=jnp.concatenate([share, 1.0 - share]) * both.weight)
+    logits = jnp.concatenate([logits, logits])
+    loss = masked_mean(cross_entropy(logits, both.label), both.weight)
+    return loss, figures(loss, logits, both)
 
 
 def static(default: float) -> Any:

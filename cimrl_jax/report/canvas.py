@@ -9,7 +9,7 @@ import contextlib
 import io
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from cimrl_jax.errors import UserError
 from cimrl_jax.report.results import BASELINE, CEILING, Cell
@@ -24,6 +24,16 @@ SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c
 MARKERS = "osD^vPX<"
 THEME = {INK: "--ink", FAINT: "--rule", PLAIN: "--plain"} | {colour: f"--series-{place}" for place, colour in enumerate(SERIES)}
 """The page's variable for each colour, so that one drawing suits both themes."""
+
+
+class Picture(NamedTuple):
+    """One figure: `svg` is markup made here (user text in it is escaped), `alt` and `caption` are plain text."""
+
+    name: str
+    title: str
+    svg: str
+    alt: str
+    caption: str
 
 
 @contextlib.contextmanager
@@ -62,9 +72,11 @@ def style() -> Iterator[None]:
         yield
 
 
-def dashes(method: str) -> Any:
-    """The line of ERM is dotted and the ceiling's is dashed, wherever they appear."""
-    return {BASELINE: (0, (1, 1.4)), CEILING: (0, (5, 2.5))}.get(method, "-")
+def dashes(method: str, methods: Sequence[str] = ()) -> Any:
+    """The line of ERM is dotted and the ceiling's is dashed, wherever they appear; others are broken only where the colours come round again."""
+    if method in (BASELINE, CEILING) or not methods:
+        return {BASELINE: (0, (1, 1.4)), CEILING: (0, (5, 2.5))}.get(method, "-")
+    return ("-", (0, (9, 1.5)), (0, (9, 1.5, 2, 1.5)))[_place(methods, method) // len(SERIES) % 3]
 
 
 def short(name: str, most: int = 18) -> str:
@@ -75,8 +87,12 @@ def look(methods: Sequence[str], method: str) -> tuple[str, str]:
     """(colour, marker), the same in every figure."""
     if method in (BASELINE, CEILING):
         return PLAIN, "o"
-    place = [name for name in methods if name not in (BASELINE, CEILING)].index(method)
-    return SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+    place = _place(methods, method)
+    return SERIES[place % len(SERIES)], MARKERS[(place + place // len(SERIES)) % len(MARKERS)]
+
+
+def _place(methods: Sequence[str], method: str) -> int:
+    return [name for name in methods if name not in (BASELINE, CEILING)].index(method)
 
 
 def whisker(axes: Axes, at: float, cell: Cell, colour: str, flat: bool = False) -> None:
@@ -94,7 +110,7 @@ def legend(axes: Axes, methods: Sequence[str], lines: bool = False, known: Seque
         colour, marker = look(known or methods, method)
         hollow = method == CEILING
         if lines:
-            handles.append(Line2D([], [], color=colour, linestyle=dashes(method), linewidth=1.6, label=short(method)))
+            handles.append(Line2D([], [], color=colour, linestyle=dashes(method, known or methods), linewidth=1.6, label=short(method)))
         else:
             handles.append(Patch(facecolor="none" if hollow else colour, edgecolor=colour, linewidth=1.0 if hollow else 0, label=short(method)))
     figure = axes.get_figure(root=True)
@@ -110,14 +126,40 @@ def slant(count: int) -> dict[str, Any]:
     return {} if count <= 5 else {"rotation": 30, "ha": "right", "rotation_mode": "anchor"}
 
 
-def new_figure(*, panels: int = 1, height: float, width: float = 7.6) -> tuple[Figure, list[Axes]]:
-    """A row of panels. Sizes in inches; the page stretches the whole to its own width."""
+def name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Writes each (x, y, name) beside its point where it covers least of what is there already; a thin line leads to a name that stands apart."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.draw_without_rendering()  # the layout is made, so that data have their places
+    scale = 72 / figure.dpi
+    places = [scale * axes.transData.transform((x, y)) for x, y, _ in points]
+    left, low, right, high = (scale * number for number in axes.bbox.extents)
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    tries = [(dx, dy, side) for dy in (0, 7, -7, 14, -14, 22, -22, 30, -30, 40, -40) for dx, side in ((7, "left"), (-7, "right"))]
+    # From the top down, so that a name that must give way goes where there is no name yet.
+    for (x, y), (at, height, name) in sorted(zip(places, points, strict=True), key=lambda found: -found[1][1]):
+        wide = 4.9 * len(name)  # nine-point letters
+        best = (float("inf"), tries[0], taken[0])
+        for dx, dy, side in tries:
+            start = x + dx - (wide if side == "right" else 0)
+            box = (start, y + dy - 5, start + wide, y + dy + 5)
+            cover = sum(max(0, min(box[2], b[2]) - max(box[0], b[0])) * max(0, min(box[3], b[3]) - max(box[1], b[1])) for b in taken)
+            cover += 10 * sum(max(0, over) for over in (left - box[0], box[2] - right, low - box[1], box[3] - high))
+            best = min(best, (cover, (dx, dy, side), box), key=lambda found: found[0])
+        _, (dx, dy, side), box = best
+        taken.append(box)
+        lead = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.7, "shrinkA": 0, "shrinkB": 4} if abs(dy) > 7 else None
+        axes.annotate(name, (at, height), xytext=(dx, dy), textcoords="offset points", ha=side, va="center", arrowprops=lead)
+
+
+def new_figure(*, panels: int = 1, height: float, width: float = 7.6, grid: Literal["x", "y", "both"] = "y") -> tuple[Figure, list[Axes]]:
+    """A row of panels with grid lines at the ticks of one axis or both. Sizes in inches; the page stretches the whole to its own width."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     row = figure.subplots(1, panels, squeeze=False)[0]
     for axes in row:
-        axes.grid(axis="y", color=FAINT, linewidth=0.6, alpha=0.6)
+        axes.grid(axis=grid, color=FAINT, linewidth=0.6, alpha=0.6)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(length=0)

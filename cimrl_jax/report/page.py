@@ -10,12 +10,14 @@ from typing import Any
 
 from cimrl_jax.errors import UserError
 from cimrl_jax.files import write_whole
-from cimrl_jax.report import gallery, results, tables
+from cimrl_jax.report import choices, gallery, results, tables
 from cimrl_jax.report.figures import figures
 from cimrl_jax.report.results import CEILING, Results
 from cimrl_jax.report.verdict import verdict
 
 TEMPLATES = pathlib.Path(__file__).parent / "template"
+FEW = 8
+"""A table of more rows than this is folded where it is not what the page is about."""
 
 
 def write_page(workdir: str | os.PathLike[str]) -> pathlib.Path:
@@ -77,6 +79,7 @@ def render(results: Results, metrics_rows: Iterable[Mapping[str, Any]], gallery_
     config = results.config
     data = config.get("data") or {}
     names, identified = tables.identification_rows(results)
+    rules, selections = choices.selection_rows(results)
     return page.get_template("page.html").render(
         title=_title(config),
         data_name=str(data.get("name") or "") if isinstance(data, Mapping) else str(data),
@@ -87,6 +90,12 @@ def render(results: Results, metrics_rows: Iterable[Mapping[str, Any]], gallery_
         note=tables.footnote(results),
         ceiling=CEILING,
         pictures=pictures,
+        few=FEW,
+        rules=[choices.RULES[rule] for rule in rules],
+        selections=selections,
+        selection_note=choices.selection_note(results),
+        settings=choices.settings_rows(results),
+        headline=results.headline_split(),
         identification_names=names,
         identified=identified,
         cards=[gallery.card(entry) for entry in gallery_entries],

@@ -44,7 +44,7 @@ class Results:
     runs: Sequence[Mapping[str, Any]]
     """One per method and seed. Needed are "method", "seed" and "splits" {split: {metric: number}}; the others are shown where they are there:
     "needs": the labels that the method reads: "none", "attribute names", "groups" or "validation groups" (older: "needs_groups": bool).
-    "selected_by": the rule that chose the checkpoint; "selection": {rule: {"step", "splits": {split: {metric: number}}}} for every rule that might have.
+    "selected_by": the rule that chose the checkpoint; "selection": {rule: {"step", "splits": {split: {metric: number}}}}, under every rule.
     "setting": {dotted key: value}, what a sweep chose; "program", "member_setting": which rows of metrics.jsonl are this run's.
     "train": {"steps", "seconds", "compile_seconds", "examples_per_second"}, its share of the program that trained it; "identification"."""
     summary: Sequence[Mapping[str, Any]]
@@ -89,6 +89,11 @@ class Results:
     def headline_split(self) -> str:
         """Where methods are compared: "test_balanced", or "test" where there is no such split."""
         return "test_balanced" if any("test_balanced" in run["splits"] for run in self.runs) else "test"
+
+    def first_split(self, fits: Callable[[str], bool]) -> str | None:
+        """Of the splits that fit, "test_balanced" or "test" before others."""
+        known = dict.fromkeys(["test_balanced", "test", *(split for run in self.runs for split in run["splits"])])
+        return next((split for split in known if fits(split)), None)
 
     def gap(self, method: str) -> Cell | None:
         """The share of the gap between ERM and the ceiling that the method closed."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 ABSENT = "–"
+SELECTED = "selected by"
 NO_SHARES = ("kl", "p_value")
 """Numbers of the identification that are no share of anything."""
 
@@ -72,8 +73,9 @@ def rows(results: Results) -> list[Row]:
 def labels_seen(results: Results, method: str) -> str:
     """Which labels beside the class the method read: in training, and "to select" where only its selection rule reads groups."""
     runs = results.runs_of(method)
-    known = {True: "groups", False: "none"}  # as files said it before there was "needs"
-    needs = next((str(needs) for run in runs if (needs := run.get("needs") or known.get(run.get("needs_groups")))), ABSENT)
+    needs = next((str(run["needs"]) for run in runs if run.get("needs")), "")
+    if not needs:  # an older file
+        needs = "groups" if any(run.get("needs_groups") for run in runs) else "none" if any("needs_groups" in run for run in runs) else ABSENT
     if "groups" in needs or not any("group" in str(run.get("selected_by") or "") for run in runs):
         return needs
     return "to select" if needs in ("none", ABSENT) else f"{needs} + to select"
@@ -106,17 +108,20 @@ def console_table(results: Results) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    title, *names = header(results)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, caption=Text(footnote(results)), caption_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
+    title, *names = [name for name in header(results) if name != SELECTED]
+    lines = rows(results)
+    rules = {rule: [row.method for row in lines if row.selected_by == rule] for rule in dict.fromkeys(row.selected_by for row in lines)}
+    told = "; ".join(rule if len(rules) == 1 else f"{rule} ({', '.join(methods)})" for rule, methods in rules.items())
+    note = Text(f"{footnote(results)} Selected by: {told or ABSENT}.")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, caption=note, caption_justify="left", padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column(title, overflow="fold", min_width=4)
     for name in names:
-        side = "left" if name in (names[0], names[-2]) else "right"
         # Broken by hand, so that the whole fits into 80 columns.
-        table.add_column(Text(name.replace(",", "").replace(" ", "\n")), justify=side, no_wrap=True)
-    for row in rows(results):
+        table.add_column(Text(name.replace(",", "").replace(" ", "\n")), justify="left" if name == names[0] else "right", no_wrap=True)
+    for row in lines:
         style = "bold" if row.best else "dim" if row.method == CEILING else ""
         # Text, not str: a name that holds square brackets is not markup.
-        table.add_row(*(Text(text, style=style) for text in _texts(row, narrow=True)))
+        table.add_row(*(Text(text, style=style) for text in _narrow_texts(row)))
     return table
 
 
@@ -141,7 +146,7 @@ def escaped(text: str) -> str:
 
 
 def header(results: Results) -> list[str]:
-    return ["method", "labels used", "test accuracy", "worst group, balanced", "worst group, flipped", "gap closed", "selected by", "cost"]
+    return ["method", "labels used", "test accuracy", "worst group, balanced", "worst group, flipped", "gap closed", SELECTED, "cost"]
 
 
 def footnote(results: Results) -> str:
@@ -149,23 +154,24 @@ def footnote(results: Results) -> str:
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}" if seeds else "no"
     return (
         f"Percent: mean ± standard deviation and {100 * results.level():g} % bootstrap interval over {count} seed{'' if seeds == [1] else 's'}. "
-        "With few seeds such intervals are too narrow. Gap closed: from ERM (0 %) to the ceiling (100 %). Cost: training time relative to ERM."
+        "With few seeds such intervals are too narrow. Labels used: besides the class. "
+        "Gap closed: from ERM (0 %) to the ceiling (100 %). Cost: training time relative to ERM."
     )
 
 
-def percent(value: float | None) -> str:
-    return ABSENT if value is None else f"{100 * value:.1f}"
+def percent(value: float | None, digits: int = 1) -> str:
+    return ABSENT if value is None else f"{100 * value:z.{digits}f}"
 
 
-def spread(cell: Cell | None) -> str:
+def spread(cell: Cell | None, digits: int = 1) -> str:
     """ "71.2 ± 1.1 [70.1, 72.4]", in percent, as far as it is known."""
     if cell is None:
         return ABSENT
-    text = percent(cell.mean)
+    text = percent(cell.mean, digits)
     if cell.std is not None:
-        text += f" ± {percent(cell.std)}"
+        text += f" ± {percent(cell.std, digits)}"
     if cell.low is not None and cell.high is not None:
-        text += f" [{percent(cell.low)}, {percent(cell.high)}]"
+        text += f" [{percent(cell.low, digits)}, {percent(cell.high, digits)}]"
     return text
 
 
@@ -195,14 +201,15 @@ def _leaves(record: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[
             yield ", ".join(place), str(name), value
 
 
-def _texts(row: Row, narrow: bool = False) -> list[str]:
-    numbers = [spread(cell) for cell in (row.accuracy, row.balanced, row.flipped, row.gap)]
-    method, labels, rule = row.method, row.labels, row.selected_by
-    if narrow:  # the interval under the mean: "70.1..72.4"; a gap in whole percent, for it may be far below 0
-        numbers[3] = re.sub(r"\.\d", "", numbers[3])
-        numbers = [text.replace(" [", "\n").replace(", ", "..").removesuffix("]") for text in numbers]
-        method, labels, rule = _folded(method, 14), _folded(labels, 10), _folded(rule.replace("_", " "), 8)
-    return [method, labels, *numbers, rule, ratio(row.cost)]
+def _texts(row: Row) -> list[str]:
+    return [row.method, row.labels, *(spread(cell) for cell in (row.accuracy, row.balanced, row.flipped, row.gap)), row.selected_by, ratio(row.cost)]
+
+
+def _narrow_texts(row: Row) -> list[str]:
+    """The same but for the rule, with the interval under the mean: "70.1..72.4". A gap in whole percent, for it may be far below 0."""
+    numbers = [spread(cell).replace("100.0", "100") for cell in (row.accuracy, row.balanced, row.flipped)] + [spread(row.gap, 0)]
+    numbers = [text.replace(" [", "\n").replace(", ", "..").removesuffix("]") for text in numbers]
+    return [_folded(row.method, 16), _folded(row.labels, 10), *numbers, ratio(row.cost)]
 
 
 def _folded(text: str, width: int) -> str:

@@ -6,6 +6,8 @@ from cimrl_jax.report.results import BASELINE, CEILING, Cell, Results
 
 LEAST_FALL = 0.05
 """A baseline whose accuracy falls by less than this has not followed the shortcut."""
+MOST_TOLD, BEST_TOLD = 5, 3
+"""Of more methods than the first, only so many are told of as the second says; the table has them all."""
 PERCENT = "\N{NO-BREAK SPACE}%"
 RULES = {
     "worst_class": "worst-class accuracy on the validation split, which needs no group label",
@@ -25,13 +27,17 @@ def verdict(results: Results) -> list[str]:
             f"Where the shortcut is randomised in training, ERM's worst group reaches {_percent(ceiling)} instead of {_percent(base)}: the ceiling."
         )
     gap_name = "that gap" if ceiling and base else "the gap between ERM and the ceiling"
+    if len(methods) > MOST_TOLD:
+        worsts = {method: results.cell(method, "test_balanced", "worst_group_accuracy") for method in methods}
+        sentences.append(f"Of {len(methods)} methods, the {BEST_TOLD} with the highest worst group, which the tests themselves picked out:")
+        methods = sorted(methods, key=lambda method: -cell.mean if (cell := worsts[method]) else 1.0)[:BEST_TOLD]
     level = f"{100 * results.level():g}{PERCENT} interval"
     for method in methods:
         gap, worst = results.gap(method), results.cell(method, "test_balanced", "worst_group_accuracy")
         if gap is not None:
             sign = -1 if gap.mean < 0 else 1
             ends = sorted(100 * sign * end for end in (gap.low, gap.high) if end is not None)
-            bounds = f" ({level} {ends[0]:.0f} to {ends[1]:.0f}{PERCENT})" if len(ends) == 2 else ""
+            bounds = f" ({level} {ends[0]:z.0f} to {ends[1]:z.0f}{PERCENT})" if len(ends) == 2 else ""
             told = f", worst group {_percent(worst)}" if worst else ""
             unsure = "; the interval holds 0, so this may be chance" if len(ends) == 2 and ends[0] <= 0 else ""
             if gap.mean < 0:

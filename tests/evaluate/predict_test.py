@@ -14,7 +14,7 @@ import pytest
 
 from cimrl_jax.data.source import ArraySource
 from cimrl_jax.evaluate import predict as prediction
-from cimrl_jax.types import Model, Outputs, Slots
+from cimrl_jax.types import Head, Method, Model, Outputs, Slots
 
 CLASSES, WIDTH = 3, 4
 
@@ -41,7 +41,8 @@ def make_model():
     def unused(*arguments):
         raise AssertionError("predictions need no views, regions or pictures")
 
-    return Model(init=init, embed=embed, encode=encode, decide=decide, perturb=unused, regions=unused, render=unused, slots={}), traces
+    head = Head(features=lambda codes: jnp.concatenate([codes[name] for name in sorted(codes)], -1), get=unused, put=unused)
+    return Model(init=init, embed=embed, encode=encode, decide=decide, perturb=unused, regions=unused, render=unused, slots={}, head=head), traces
 
 
 def make_source(n, seed=0):
@@ -82,12 +83,16 @@ def members(model, count=3):
     return jax.vmap(model.init)(jax.random.split(jax.random.key(0), count))
 
 
+def predict(model, params, source, **options):
+    return prediction.make_predict(model, **options)(prediction.Members({"model": params}, (), {}), source).logits
+
+
 @pytest.mark.parametrize("batch_size", [1, 4, 11, 100])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_logits_equal_the_model_by_hand(batch_size, streamed):
     model, _ = make_model()
     params, source = members(model), make_source(11)
-    logits = prediction.predict(model, params, Streamed(source) if streamed else source, batch_size=batch_size)
+    logits = predict(model, params, Streamed(source) if streamed else source, batch_size=batch_size)
     assert logits.shape == (3, 11, CLASSES) and logits.dtype == np.float32
     for member in range(3):
         np.testing.assert_allclose(logits[member], by_hand(params, source, member), atol=0.01)  # the model decides in bfloat16
@@ -96,17 +101,18 @@ def test_logits_equal_the_model_by_hand(batch_size, streamed):
 def test_a_vmapped_member_equals_its_solo_run():
     model, _ = make_model()
     params, source = members(model), make_source(11)
-    together = prediction.predict(model, params, source, batch_size=4)
+    together = predict(model, params, source, batch_size=4)
     for member in range(3):
-        alone = prediction.predict(model, jax.tree.map(lambda leaf: leaf[member : member + 1], params), source, batch_size=4)  # noqa: B023
+        alone = predict(model, jax.tree.map(lambda leaf: leaf[member : member + 1], params), source, batch_size=4)  # noqa: B023
         np.testing.assert_allclose(together[member], alone[0], atol=0.01)
 
 
 def test_one_trace_serves_all_splits_and_ways_of_loading():
     model, traces = make_model()
-    predict = prediction.make_predict(model, batch_size=4)
+    run = prediction.make_predict(model, batch_size=4)
     for source in (make_source(11), make_source(3), make_source(8), Streamed(make_source(9))):
-        predict(members(model), source)
+        for method in ({}, {"more": jnp.zeros((3, 2))}):  # of several methods, too
+            run(prediction.Members({"model": members(model), "method": method}, (), {}), source)
     assert len(traces) == 1
 
 
@@ -114,8 +120,8 @@ def test_rows_loaded_on_demand_come_in_order_and_nothing_else_is_transferred():
     model, _ = make_model()
     source, params = make_source(50), members(model)
     with jax.transfer_guard("disallow"):
-        resident = prediction.predict(model, params, source, batch_size=3)
-        loaded = prediction.predict(model, params, source, batch_size=3, resident=False)
+        resident = predict(model, params, source, batch_size=3)
+        loaded = predict(model, params, source, batch_size=3, resident=False)
     np.testing.assert_array_equal(resident, loaded)
 
 
@@ -124,15 +130,32 @@ def test_what_an_absent_modality_holds_does_not_matter():
     source, params = make_source(11), members(model)
     garbage = {**source.inputs, "right": np.where(source.present["right"][:, None, None], source.inputs["right"], 7.0).astype(np.float32)}
     np.testing.assert_array_equal(
-        prediction.predict(model, params, source, batch_size=4),
-        prediction.predict(model, params, dataclasses.replace(source, inputs=garbage), batch_size=4),
+        predict(model, params, source, batch_size=4),
+        predict(model, params, dataclasses.replace(source, inputs=garbage), batch_size=4),
     )
+
+
+def test_features_are_given_where_asked_for_and_a_methods_own_prediction_replaces_the_models():
+    model, _ = make_model()
+    source, own = make_source(11), prediction.Members({"model": members(model)}, {"shift": jnp.arange(3.0)}, {"scale": jnp.full(3, 2.0)})
+
+    def twice(state, hyper, model, params, codes):
+        return hyper["scale"] * model.decide(params["model"], codes).logits.astype(jnp.float32) + state["shift"]
+
+    method = Method(init=None, stages=(), hyper={}, explain=None, predict=twice)  # type: ignore[arg-type]
+    plain = prediction.make_predict(model, batch_size=4)(own, source)
+    said = prediction.make_predict(model, method, batch_size=4, features=True)(own, source)
+    np.testing.assert_allclose(said.logits, 2 * plain.logits + np.arange(3.0)[:, None, None], rtol=1e-6)
+    assert plain.features.shape == (3, 11, 0) and said.features.shape == (3, 11, 2 * WIDTH)
+    for member in range(3):
+        codes = [(source.inputs[m] * source.present[m][:, None, None]).sum(1) for m in ("left", "right")]
+        np.testing.assert_allclose(said.features[member], np.concatenate(codes, 1), rtol=1e-5)
 
 
 def test_an_empty_source_is_refused():
     model, _ = make_model()
     with pytest.raises(ValueError, match="no rows"):
-        prediction.predict(model, members(model), make_source(0))
+        predict(model, members(model), make_source(0))
 
 
 ON_FOUR_DEVICES = """
@@ -141,17 +164,17 @@ sys.path.insert(0, sys.argv[1])
 import jax, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import predict_test as here
-from cimrl_jax.evaluate.predict import make_predict
+from cimrl_jax.evaluate.predict import Members, make_predict
 
 assert jax.device_count() == 4
 mesh = jax.make_mesh((2, 2), ("member", "data"), axis_types=(AxisType.Auto,) * 2)
 model, _ = here.make_model()
 params, source = here.members(model, 2), here.make_source(11)
-alone = make_predict(model, batch_size=4)(params, source)
+alone = make_predict(model, batch_size=4)(Members({"model": params}, (), {}), source).logits
 spread = jax.device_put(params, NamedSharding(mesh, PartitionSpec("member")))
 predict = make_predict(model, batch_size=3, sharding=NamedSharding(mesh, PartitionSpec("data")))
 for way in (source, here.Streamed(source)):
-    np.testing.assert_allclose(predict(spread, way), alone, atol=0.01)
+    np.testing.assert_allclose(predict(Members({"model": spread}, (), {}), way).logits, alone, atol=0.01)
 """
 
 

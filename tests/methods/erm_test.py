@@ -47,4 +47,4 @@ def test_it_has_neither_parameters_nor_numbers_of_its_own():
     record = tiny.method("erm")
     own = tiny.source()
     assert record.init(jax.random.key(0), tiny.spec(own)) == ({}, {})
-    assert record.hyper == {} and not record.needs_groups and record.sampling == "uniform"
+    assert record.hyper == {} and not record.needs_groups and record.stages[0].draw is None

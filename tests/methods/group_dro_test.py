@@ -95,6 +95,6 @@ def test_batches_are_drawn_group_balanced():
     own.group[:] = np.where(np.arange(40) < 36, 0, 1)
     program = tiny.program(tiny.method("group_dro"), own, batch_size=50, chunk=20, seeds=(0,))
 
-    columns, rows = program.feed()(0, 20)
+    columns, rows = tiny.feed(program)(0, 20)
     share = np.mean(np.asarray(columns.group)[np.asarray(rows)] == 1)
     assert share == pytest.approx(0.5, abs=0.05)

@@ -53,10 +53,15 @@ def runs(methods: tuple[str, ...] = ("erm", "cimrl", "ceiling"), seeds: tuple[in
                 "hyper": {"rate": 1.0},
                 "selected_by": "worst_class",
                 "selected_step": 700,
-                "needs_groups": False,
+                "needs": "none",
+                "setting": {},
                 "splits": {name: split(min(0.99, worst + shift)) for name, worst in WORST[method].items()},
                 "identification": {},
                 "train": {"steps": 800, "seconds": {"cimrl": 150.0}.get(method, 50.0), "compile_seconds": 9.5, "examples_per_second": 1024.0},
+            }
+            record["selection"] = {
+                rule: {"step": 100 * place, "splits": {name: split(min(0.99, worst + shift + better)) for name, worst in WORST[method].items()}}
+                for place, (rule, better) in enumerate({"worst_class": 0.0, "last": -0.02, "oracle": 0.01}.items())
             }
             if method == "cimrl":
                 hit = 0.9 + shift
@@ -65,6 +70,30 @@ def runs(methods: tuple[str, ...] = ("erm", "cimrl", "ceiling"), seeds: tuple[in
                     "text": {"hit_rate": 1.0, "precision": 0.9, "recall": None},
                 }
             lines.append(record)
+    return lines
+
+
+MANY = (
+    "erm", "group_dro", "reweight_group", "clip_contrastive", "mediation_moe", "counterfactual_gradient_supervision", "irm", "jtt", "lff",
+    "cvar_dro", "dfr", "afr", "ccr", "mixup", "cimrl", "poe", "cf_vqa", "css", "lisa", "ceiling",
+)  # fmt: skip
+
+
+def many() -> list[dict[str, Any]]:
+    """Runs of twenty methods, with the longest texts and numbers that a table may have to hold."""
+    generator = np.random.default_rng(3)
+    lines = []
+    for place, method in enumerate(MANY):
+        own = runs(methods=(method if method in WORST else "erm",))
+        needs = ("none", "attribute names", "groups", "validation groups")[place % 4]
+        better, cost = float(generator.uniform(0, 0.55)), float(generator.choice([1, 1.02, 1.1, 2, 4, 30]))
+        for run in own:
+            run |= {"method": method, "needs": needs, "selected_by": "worst_group" if place % 3 else "worst_class"}
+            if method not in WORST:
+                run["train"]["seconds"] *= cost
+                for name in run["splits"]:
+                    run["splits"][name] = split(min(1.0, run["splits"][name]["worst_group_accuracy"] + better))
+        lines += own
     return lines
 
 
@@ -85,6 +114,22 @@ def results(lines: list[dict[str, Any]] | None = None, **changes: Any) -> Result
         "gap_closed": {"cimrl": {"mean": 0.79, "ci95": [0.73, 0.85], "n": 5}},
     }
     return Results(**{**fields, **changes})
+
+
+def settings(values: tuple[float, ...] = (0.1, 1.0, 10.0)) -> list[dict[str, Any]]:
+    """A sweep of CIMRL's rate: the middle one wins."""
+    return [
+        {
+            "method": "cimrl",
+            "setting": {"method.cimrl.rate": value},
+            "score": 0.8 - 0.05 * abs(place - len(values) // 2),
+            "rule": "worst_class",
+            "n": 5,
+            "chosen": place == len(values) // 2,
+            "splits": {"test_balanced": {"worst_group_accuracy": {"mean": 0.6 + 0.01 * place, "std": 0.02}}},
+        }
+        for place, value in enumerate(values)
+    ]
 
 
 def metrics() -> list[dict[str, Any]]:
@@ -135,4 +180,15 @@ def entries(count: int = 4) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def sample() -> types.SimpleNamespace:
-    return types.SimpleNamespace(SEEDS=SEEDS, GROUPS=GROUPS, normal=normal, split=split, runs=runs, results=results, metrics=metrics, entries=entries)
+    return types.SimpleNamespace(
+        SEEDS=SEEDS,
+        GROUPS=GROUPS,
+        normal=normal,
+        split=split,
+        runs=runs,
+        results=results,
+        settings=settings,
+        many=many,
+        metrics=metrics,
+        entries=entries,
+    )

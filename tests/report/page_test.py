@@ -15,12 +15,14 @@ import pytest
 import cimrl_jax
 from cimrl_jax.errors import UserError
 from cimrl_jax.report import gallery, page
+from cimrl_jax.report.canvas import dashes, look, name_points, new_figure, style
 from cimrl_jax.report.figures import figures
 from cimrl_jax.report.verdict import verdict
 
 ROOT = pathlib.Path(cimrl_jax.__file__).parents[1]
 EVIL = "<script>alert('x')</script>\" onload=\"y & $a$ {{ 7 * 7 }} --> ]]>"
-SECTIONS = ["verdict", "summary", "groups", "seeds", "curves", "identification", "gallery", "cost", "setup", "remake"]
+SECTIONS = ["verdict", "summary", "seeds", "cost", "selection", "settings", "groups", "curves", "identification", "gallery", "setup", "remake"]
+BARE = [name for name in SECTIONS if name not in ("selection", "settings")]
 
 
 class Reader(html.parser.HTMLParser):
@@ -46,14 +48,14 @@ class Reader(html.parser.HTMLParser):
 @pytest.fixture
 def whole(sample, tmp_path) -> str:
     gallery.save(tmp_path / "gallery.json", sample.entries(2))
-    return page.render(sample.results(warnings=["take care"]), sample.metrics(), gallery.read(tmp_path / "gallery.json"))
+    return page.render(sample.results(warnings=["take care"], settings=sample.settings()), sample.metrics(), gallery.read(tmp_path / "gallery.json"))
 
 
 def test_every_section_is_there_in_reading_order(whole):
     read = Reader(whole)
     assert read.sections() == SECTIONS
     labels = [attributes.get("aria-label") or "" for _, attributes in read.tags if attributes.get("role") == "img"]
-    assert len(labels) == 4 + 2 * 5 and all(labels)  # groups, seeds, gap, curves; five panels an example
+    assert len(labels) == 5 + 2 * 5 and all(labels)  # gap, seeds, tradeoff, groups, curves; five panels an example
     for word in (
         "coloured digits",
         "take care",
@@ -64,6 +66,9 @@ def test_every_section_is_there_in_reading_order(whole):
         "3.00×",
         "depth: 2",
         "report --workdir",
+        "Labels used",
+        "oracle (reads the test groups)",
+        "cimrl: 3 settings, chosen method.cimrl.rate=1",
     ):
         assert word in re.sub(r"\s+", " ", read.text), word
 
@@ -89,7 +94,7 @@ def _poison(value: Any, key: str = "") -> Any:
     """Every text that a user may have written, poisoned; what the code itself looks up is left."""
     if isinstance(value, dict):
         kept = {"test", "test_balanced", "test_flipped"}
-        named = key in ("groups", "identification", "config", "environment", "hyper", "gap_closed")
+        named = key in ("setting", "groups", "identification", "config", "environment", "hyper", "gap_closed")
         return {(EVIL + name if named and name not in kept else name): _poison(item, name) for name, item in value.items()}
     if isinstance(value, list):
         return [_poison(item, key) for item in value]
@@ -104,7 +109,9 @@ def test_what_users_write_is_text(sample, tmp_path):
     config = {"name": EVIL, EVIL: EVIL, "data": {"name": EVIL}, "evaluate": {"level": 0.9}}
     metrics = _poison(sample.metrics()) + [{"method": EVIL, "seed": EVIL, "step": 1, "loss": 0.1}]
     gaps = {f"{EVIL}cimrl": {"mean": 0.5, "ci95": [0.4, 0.6], "n": 5}}
-    results = sample.results(lines, config=config, environment={EVIL: EVIL, "cimrl_jax": EVIL}, gap_closed=gaps, warnings=[EVIL])
+    results = sample.results(
+        lines, config=config, environment={EVIL: EVIL, "cimrl_jax": EVIL}, gap_closed=gaps, warnings=[EVIL], settings=_poison(sample.settings())
+    )
     text = page.render(results, metrics, [entry])
     read = Reader(text)
     assert not [tag for tag, attributes in read.tags if tag == "script" or "onload" in attributes]
@@ -119,10 +126,11 @@ def test_a_page_comes_from_whatever_was_measured(sample):
         run["identification"] = None
         run["train"] = {}
         run["selected_by"] = None
+        run["selection"] = None
         for split in run["splits"].values():
             split.update(dict.fromkeys(split), groups={})
     read = Reader(page.render(sample.results(lines, gap_closed={"cimrl": None}, config={}), [{"method": "cimrl", "step": None, "loss": None}], []))
-    assert read.sections() == SECTIONS and "<svg" not in read.text
+    assert read.sections() == BARE and "<svg" not in read.text
     assert not [tag for tag, _ in read.tags if tag == "svg"]
     for told in (
         "No group labels were at hand",
@@ -133,11 +141,11 @@ def test_a_page_comes_from_whatever_was_measured(sample):
     ):
         assert told in read.text
     bare = sample.results([], summary=[], gap_closed={})
-    assert Reader(page.render(bare, [], [])).sections() == SECTIONS
+    assert Reader(page.render(bare, [], [])).sections() == BARE
 
 
 def test_a_page_is_made_from_the_workdir_alone_and_without_jax(sample, tmp_path):
-    sample.results().save(tmp_path / "results.json")
+    sample.results(settings=sample.settings()).save(tmp_path / "results.json")
     gallery.save(tmp_path / "gallery.json", sample.entries(1))
     lines = [json.dumps(row) for row in sample.metrics()]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"method": "er')
@@ -181,7 +189,7 @@ def test_figures_are_drawn_from_the_numbers(sample):
     for run in lines:
         run["splits"]["test"]["bins"] = [{"confidence": 0.5, "accuracy": 0.4, "n": 10}, {"confidence": None, "accuracy": None, "n": 0}]
     drawn = figures(sample.results(lines), sample.metrics())
-    assert list(drawn) == ["groups", "seeds", "gap", "reliability", "curves"]
+    assert list(drawn) == ["groups", "seeds", "gap", "tradeoff", "reliability", "curves"]
     cell = sample.results(lines).cell("erm", "test_balanced", "group_accuracy/zero, red")
     assert f"erm: worst zero, red, {100 * cell.mean:.1f}." in drawn["groups"].alt
     assert "var(--series-0, #0072b2)" in drawn["gap"].svg and "var(--ink, #1b1f24)" in drawn["gap"].svg
@@ -212,3 +220,73 @@ def test_a_step_told_twice_counts_once(sample):
     rows = [{"method": "erm", "seed": 0, "step": 1, "loss": 1.0}, {"method": "erm", "seed": 0, "step": 2, "loss": 0.5}]
     results = sample.results()
     assert figures(results, rows)["curves"].svg == figures(results, [{**rows[0], "loss": 7.0}, *rows])["curves"].svg
+
+
+def test_many_methods_stay_readable(sample):
+    results = sample.results(sample.many(), gap_closed={}, settings=sample.settings(tuple(range(page.FEW + 1))))
+    read = Reader(page.render(results, [], []))
+    assert [dict(attributes) for tag, attributes in read.tags if tag == "details"][:2] == [{}, {}]  # cost and settings are folded
+    drawn = figures(results, [])
+    assert drawn["groups"].alt.startswith("Tiles") and drawn["groups"].svg.count("<path") >= 4 * 20
+    looks = {look(results.methods(), method) for method in results.methods()[1:-1]}
+    assert len(looks) == 18 and len({str(dashes(method, results.methods())) for method in results.methods()}) == 5
+    told = " ".join(verdict(results))
+    assert "Of 18 methods, the 3 with the highest worst group" in told and "dfr" in told and "irm" not in told
+
+
+def test_methods_stand_in_the_order_of_their_worst_group(sample):
+    results = sample.results(sample.many())
+    alt = figures(results, [])["seeds"].alt
+    means = {method: results.cell(method, "test_balanced", "worst_group_accuracy").mean for method in results.methods()}
+    ranked = sorted(means, key=lambda method: -means[method])
+    assert re.findall(r"(\S+) on test_balanced: (\S+)", alt) == [(method, f"{100 * means[method]:.1f}") for method in ranked]
+
+
+def test_without_a_balanced_split_the_test_split_is_drawn(sample):
+    lines = sample.runs()
+    for run in lines:
+        run["splits"] = {"test": run["splits"]["test"]}
+    drawn = figures(sample.results(lines), [])
+    assert "cimrl on test: " in drawn["seeds"].alt and "worst group on test (%)" in drawn["tradeoff"].svg
+
+
+def test_cost_is_drawn_against_the_worst_group(sample):
+    results = sample.results()
+    mean = results.cell("cimrl", "test_balanced", "worst_group_accuracy").mean
+    drawn = figures(results, [])["tradeoff"]
+    assert f"cimrl {100 * mean:.1f} percent at 3.00×" in drawn.alt and ">cimrl</text>" in drawn.svg
+    lines = sample.runs()
+    for run in lines:
+        run["train"]["seconds"] *= 100 if run["method"] == "cimrl" else 1
+    assert "200×" in figures(sample.results(lines), [])["tradeoff"].svg  # so far off, on a logarithmic axis
+    assert "tradeoff" not in figures(sample.results(sample.runs(methods=("cimrl", "ceiling"))), [])
+
+
+def test_names_beside_points_do_not_cover_one_another():
+    from matplotlib.text import Text
+
+    with style():
+        figure, (axes,) = new_figure(height=3.0)
+        axes.set_xlim(0, 10)
+        axes.set_ylim(0, 100)
+        name_points(axes, [(5.0, 50.0 + step, "a name") for step in range(6)])
+        figure.draw_without_rendering()
+        boxes = [Text.get_window_extent(text) for text in axes.texts]  # without the line that leads there
+    assert len(boxes) == 6 and not any(a.overlaps(b) for place, a in enumerate(boxes) for b in boxes[:place])
+
+
+def test_curves_do_not_mix_the_settings_of_a_sweep(sample):
+    lines = sample.runs(methods=("erm", "cimrl"))
+    for run in lines:
+        run |= {"program": {"erm": "erm", "cimrl": "cimrl-2"}[run["method"]], "member_setting": {"erm": 0, "cimrl": 1}[run["method"]]}
+    chosen = [{"method": "cimrl-2", "seed": seed, "setting": 1, "step": step, "loss": (1 + seed) / step} for seed in (0, 1) for step in (1, 2)]
+    plain = [{"method": "erm", "seed": 0, "step": step, "loss": 1.0} for step in (1, 2)]
+    others = [{**row, "setting": 0, "loss": 7.0} for row in chosen] + [{**row, "method": "cimrl-1", "loss": 8.0} for row in chosen]
+    results = sample.results(lines)
+    drawn = figures(results, plain + chosen)["curves"]
+    assert figures(results, plain + others[:4] + chosen + others)["curves"] == drawn and drawn.alt.endswith("for erm, cimrl.")
+    assert figures(results, plain + chosen[:2])["curves"].svg != drawn.svg
+    for run in lines:
+        del run["program"], run["member_setting"]
+    older = figures(sample.results(lines), plain + chosen)["curves"]
+    assert older.alt.endswith("for erm, cimrl, cimrl-2.")

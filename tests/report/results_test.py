@@ -21,6 +21,29 @@ def test_what_is_saved_is_read(sample, tmp_path):
     assert found.cell("cimrl", "test_balanced", "worst_group_accuracy") == saved.cell("cimrl", "test_balanced", "worst_group_accuracy")
 
 
+def test_a_file_from_before_sweeps_is_read(sample, tmp_path):
+    saved = sample.results(settings=sample.settings())
+    saved.save(tmp_path / "results.json")
+    assert results.read(tmp_path / "results.json").settings == sample.settings()
+    content = saved.to_json()
+    for absent in ({}, {"settings": None}):
+        (tmp_path / "results.json").write_text(json.dumps({name: value for name, value in content.items() if name != "settings"} | absent))
+        assert list(results.read(tmp_path / "results.json").settings) == []
+
+
+def test_methods_are_compared_on_the_balanced_split_if_there_is_one(sample):
+    lines = sample.runs()
+    assert sample.results(lines).headline_split() == "test_balanced"
+    for run in lines:
+        del run["splits"]["test_balanced"]
+    assert sample.results(lines).headline_split() == "test"
+
+
+def test_a_cell_is_of_what_is_finite():
+    assert results.cell_of([0.2, None, float("nan"), "0.9", 0.4]) == results.Cell(pytest.approx(0.3), pytest.approx(np.std([0.2, 0.4], ddof=1)), n=2)
+    assert results.cell_of([0.5]) == results.Cell(0.5) and results.cell_of([None]) is None
+
+
 def test_nothing_that_json_lacks_is_written(sample, tmp_path):
     lines = sample.runs()
     lines[0]["splits"]["test"] |= {"ece": float("nan"), "f1": np.float32(0.5), "auroc": np.float64("inf")}
@@ -47,6 +70,7 @@ def test_nothing_that_json_lacks_is_written(sample, tmp_path):
         ('{"schema": 2}', "schema 2, expected 1"),
         ("[]", "schema 'list'"),
         ('{"schema": 1, "config": {}, "environment": {}, "summary": [], "gap_closed": {}}', "lacks runs"),
+        ('{"schema": 1, "config": {}, "environment": {}, "runs": [], "summary": [], "gap_closed": {}, "settings": [3]}', r"settings\[0\] must be"),
         ('{"schema": 1, "config": {}, "environment": {}, "runs": [{"seed": 0}], "summary": [], "gap_closed": {}}', r"runs\[0\] must be"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from cimrl_jax.report import tables
@@ -33,16 +34,36 @@ def test_a_ceiling_that_is_reached_is_still_not_the_best(sample):
     assert [row.best for row in tables.rows(sample.results(lines))] == [True, False]
 
 
-def test_labels_are_told_from_what_the_runs_say(sample):
-    lines = sample.runs()
-    for run in lines:
-        if run["method"] == "erm":
-            run["selected_by"] = "worst_group"
-        elif run["method"] == "cimrl":
-            run["needs_groups"] = True
-        else:
-            del run["needs_groups"]
-    assert [row.labels for row in tables.rows(sample.results(lines))] == ["to select", "groups", "–"]
+@pytest.mark.parametrize(
+    ("told", "rule", "labels"),
+    [
+        ({"needs": "none"}, "worst_class", "none"),
+        ({"needs": "none"}, "worst_group", "to select"),
+        ({"needs": "attribute names"}, "average", "attribute names"),
+        ({"needs": "attribute names"}, "worst_group", "attribute names + to select"),
+        ({"needs": "groups"}, "worst_group", "groups"),
+        ({"needs": "validation groups"}, "worst_group", "validation groups"),
+        ({"needs_groups": True}, "worst_group", "groups"),
+        ({"needs_groups": False}, "worst_class", "none"),
+        ({"needs": None}, "last", "–"),
+        ({}, "worst_group", "to select"),
+    ],
+)
+def test_labels_are_told_from_what_the_runs_say(sample, told, rule, labels):
+    lines = [{name: value for name, value in run.items() if name != "needs"} | told | {"selected_by": rule} for run in sample.runs(methods=("erm",))]
+    assert [row.labels for row in tables.rows(sample.results(lines))] == [labels]
+
+
+def test_twenty_methods_fit_80_columns_whole_in_the_order_given(sample):
+    lines = sample.many()
+    names = list(dict.fromkeys(run["method"] for run in lines))
+    gaps = {name: {"mean": -1.5, "ci95": [-2.504, -1.001]} for name in names[1:-1]}
+    text = _console(sample.results(lines, gap_closed=gaps))
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    rows = text.partition("─\n")[2].partition("Percent:")[0].splitlines()
+    assert "".join(row[:14].strip() for row in rows) == "".join(names)
+    assert text.count("-250..-100") == 18 and text.count("30.0×") >= 1 and "100 ± 0.0" in text
+    assert "Selected by: worst_class (erm, clip_contrastive" in text and "Selected by: worst_class." in " ".join(_console(sample.results()).split())
 
 
 def test_the_console_table_fits_80_columns_whole(sample):
@@ -51,7 +72,7 @@ def test_the_console_table_fits_80_columns_whole(sample):
     row = next(line for line in text.splitlines() if line.startswith("cimrl"))
     cell = sample.results().cell("cimrl", "test_balanced", "worst_group_accuracy")
     assert f"{100 * cell.mean:.1f} ± {100 * cell.std:.1f}" in row and "3.00×" in row
-    assert f"{100 * cell.low:.1f}..{100 * cell.high:.1f}" in text and "73.0..85.0" in text and "over 5 seeds" in text
+    assert f"{100 * cell.low:.1f}..{100 * cell.high:.1f}" in text and "73..85" in text and "over 5 seeds" in text
 
 
 def test_brackets_in_a_name_are_not_markup(sample):
@@ -68,6 +89,7 @@ def test_the_markdown_table_is_a_table(sample):
     rows = [line for line in tables.markdown_table(sample.results(lines)).splitlines() if line.startswith("|")]
     assert len(rows) == 5 and {row.replace("\\|", "").count("|") for row in rows} == {9}
     assert "**cimrl**" in rows[3] and "**erm**" not in rows[2] and "a\\|b c" in rows[2]
+    assert tables.escaped("<b>*x*</b> `y` [z](w)\\") == r"\<b\>\*x\*\</b\> \`y\` \[z\](w)\\"
 
 
 def test_null_metrics_become_dashes(sample):
@@ -99,3 +121,15 @@ def test_costs_are_means_relative_to_erm(sample):
     costs = {cost.method: cost for cost in tables.cost_rows(sample.results(lines))}
     assert costs["erm"].seconds == 60.0 and costs["cimrl"].relative == 2.5
     assert tables.cost_rows(sample.results(sample.runs(methods=("cimrl",))))[0].relative is None
+
+
+def test_a_ratio_has_three_digits():
+    assert [tables.ratio(value) for value in (1.0, 9.994, 9.996, 30.25, 99.96, 250.4, None)] == [
+        "1.00×",
+        "9.99×",
+        "10.0×",
+        "30.2×",
+        "100×",
+        "250×",
+        "–",
+    ]

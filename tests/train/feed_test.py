@@ -10,6 +10,7 @@ import pytest
 
 from cimrl_jax.data.pipeline import Order
 from cimrl_jax.data.source import ArraySource
+from cimrl_jax.methods import base
 from cimrl_jax.train import feed as feeding
 from tests import tiny
 
@@ -42,7 +43,7 @@ class OnDisk:
 def test_members_are_fed_the_rows_of_their_order_and_groups_only_where_declared(name, resident):
     source = tiny.source()
     program = tiny.program(tiny.method(name), source, seeds=(0, 5), resident=resident)
-    data = program.feed()(4, 2)
+    data = tiny.feed(program)(4, 2)
     if resident == "yes":
         columns, rows = data
         batches = jax.tree.map(lambda x: np.asarray(x)[np.asarray(rows)], columns)
@@ -82,6 +83,8 @@ def test_data_that_is_too_large_is_not_held_on_the_device(monkeypatch):
 def test_class_balanced_sampling_draws_the_classes_equally_often():
     own = tiny.source(40)
     own.label[:] = np.arange(40) < 4
-    program = tiny.program(tiny.method("erm")._replace(sampling="class"), own, batch_size=50, chunk=20, seeds=(0,))
-    columns, rows = program.feed()(0, 20)
+    erm = tiny.method("erm")
+    stage = erm.stages[0]._replace(draw=base.balanced("class"))
+    program = tiny.program(erm._replace(stages=(stage,)), own, batch_size=50, chunk=20, seeds=(0,))
+    columns, rows = tiny.feed(program)(0, 20)
     assert np.mean(np.asarray(columns.label)[np.asarray(rows)]) == pytest.approx(0.5, abs=0.05)

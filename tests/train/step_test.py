@@ -14,7 +14,7 @@ from tests import tiny
 @pytest.fixture(scope="module")
 def case():
     program = tiny.program(tiny.method("erm"), seeds=(0, 1, 2), augment=True)
-    step = fused.make_step(program.model, program.method.stages[0], program.optimizer, augment=True)
+    step = fused.make_step(program.model, program.method.stages[0], program.stage_optimizer(0), augment=True)
     return program, step, program.feed()(0, 3), tiny.members(program)
 
 
@@ -65,7 +65,7 @@ def test_every_step_and_member_has_random_numbers_of_its_own(case):
         seen.append(jax.random.key_data(key))
         return jnp.zeros(()), (state, {})
 
-    step = fused.make_step(program.model, program.method.stages[0]._replace(loss=loss), program.optimizer, augment=False)
+    step = fused.make_step(program.model, program.method.stages[0]._replace(loss=loss), program.stage_optimizer(0), augment=False)
     for member in (0, 1):
         state = jax.tree.map(lambda x, i=member: x[i], states)
         for _ in range(2):

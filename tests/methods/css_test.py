@@ -1,0 +1,178 @@
+"""CSS: critical slots, the two samples and the loss against the paper's algorithm, example by example."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from cimrl_jax.errors import UserError
+from cimrl_jax.methods import css
+from cimrl_jax.types import Slots
+from tests import tiny
+
+CLASSES, ROWS, SHARE, KEY = 3, 16, 0.5, jax.random.key(5)
+MODEL = tiny.shallow(CLASSES)
+WEIGHT = np.where(np.arange(ROWS) < 13, np.linspace(0.5, 2, ROWS), 0).astype(np.float32)
+SOURCE = tiny.source(classes=CLASSES)
+
+
+def spec():
+    return dataclasses.replace(tiny.spec(SOURCE, classes=CLASSES), dim=tiny.DIM)
+
+
+def make_case(**options):
+    """(method, traced numbers, parameters, batch with weights in which "right" is absent now and then)."""
+    record = tiny.method("css", hidden=4, share=SHARE, weight=0.6, **options)
+    own, _ = record.init(jax.random.key(1), spec())
+    hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
+    return record, hyper, {"model": MODEL.init(jax.random.key(0)), "method": own}, tiny.batch(SOURCE, slice(ROWS), weight=WEIGHT)
+
+
+@functools.cache
+def made():
+    """(slots, samples) of the batch."""
+    _, _, params, batch = make_case()
+    slots = MODEL.embed(params["model"], batch.inputs, batch.present)
+    run = jax.jit(lambda s, key: css.synthesise(MODEL, params["model"], s, batch.label, key, share=SHARE))
+    return slots, run(slots, jax.random.split(KEY, 2)[0]), run
+
+
+def logits_of(slots):
+    params = make_case()[2]["model"]
+    return MODEL.decide(params, MODEL.encode(params, slots)).logits
+
+
+def contributions(slots, i, label):
+    """Gradient of one example's margin times its slots."""
+
+    def margin(values):
+        out = logits_of({m: Slots(values[m][None], slots[m].mask[i : i + 1]) for m in values})[0]
+        return out[label] - (jnp.sum(out) - out[label]) / (CLASSES - 1)
+
+    values = {m: s.values[i] for m, s in slots.items()}
+    gradient = jax.grad(margin)(values)
+    return {m: np.asarray(jnp.sum(gradient[m] * values[m], axis=-1), np.float64) for m in values}
+
+
+def fewest_by_hand(contribution, share):
+    positive = np.maximum(contribution, 0)
+    kept = np.zeros(len(positive))
+    for j in np.argsort(-positive):
+        if positive.sum() == 0 or positive[kept > 0].sum() >= share * positive.sum():
+            break
+        kept[j] = 1
+    return kept
+
+
+@pytest.mark.parametrize("share", [0.2, 0.65, 1.0])
+def test_critical_are_the_fewest_slots_with_that_share(share):
+    rows = np.maximum(np.random.default_rng(0).normal(size=(30, 6)), 0).astype(np.float32)
+    rows[0] = 0
+    found = np.asarray(css.fewest(jnp.asarray(rows), share))
+    for row, kept in zip(rows, found, strict=True):
+        np.testing.assert_array_equal(kept, fewest_by_hand(row, share))
+    assert not found[0].any() and found[1:].any(axis=1).all()
+
+
+def test_both_samples_mask_one_present_modality_by_the_contribution_to_the_true_answer():
+    slots, samples, _ = made()
+    _, _, params, batch = make_case()
+    drawn = set()
+    for i in range(ROWS):
+        contribution = contributions(slots, i, int(batch.label[i]))
+        changed = [m for m in slots if (samples.factual[m].values[i] != slots[m].values[i]).any() or np.asarray(samples.critical[m][i]).any()]
+        if not changed:
+            assert samples.made[i] == 0
+            continue
+        [m] = changed
+        assert bool(batch.present[m][i])
+        drawn.add(m)
+        critical = fewest_by_hand(contribution[m], SHARE)
+        np.testing.assert_array_equal(samples.critical[m][i], critical)
+        assert samples.made[i] == critical.any()
+        blank, before = np.asarray(params["model"]["blank"][m]), np.asarray(slots[m].values[i])
+        np.testing.assert_allclose(samples.counterfactual[m].values[i], np.where(critical[:, None] > 0, blank, before), rtol=1e-6)
+        np.testing.assert_allclose(samples.factual[m].values[i], np.where(critical[:, None] > 0, before, blank), rtol=1e-6)
+    assert drawn == {"left", "right"} and np.asarray(samples.made).mean() > 0.5
+
+
+def test_every_modality_that_an_example_has_is_as_likely_to_be_masked():
+    slots, _, run = made()
+    has = np.asarray(slots["right"].mask).any(-1)
+    factual = jax.vmap(lambda key: run(slots, key).factual)(jax.random.split(KEY, 400))
+    masked = {m: np.any(np.asarray(factual[m].values) != np.asarray(slots[m].values), axis=(-2, -1)) for m in slots}  # [keys, b]
+    assert not masked["right"][:, ~has].any()
+    whole = [i for i in range(ROWS) if has[i] and masked["left"][:, i].any() and masked["right"][:, i].any()]
+    np.testing.assert_allclose([masked["right"][:, i].mean() for i in whole], 0.5, atol=0.1)
+    assert len(whole) > 5
+
+
+def test_the_label_is_ruled_out_where_it_is_among_the_top():
+    logits = np.random.default_rng(0).normal(size=(40, CLASSES)).astype(np.float32)
+    label = np.arange(40) % CLASSES
+    for top in (1, 2):
+        expected = [label[i] in np.argsort(-logits[i])[:top] for i in range(40)]
+        np.testing.assert_array_equal(css.among_top(jnp.asarray(logits), jnp.asarray(label), top), expected)
+
+
+def test_unlikelihood_is_the_cross_entropy_of_every_other_class_together():
+    logits = 4 * np.random.default_rng(0).normal(size=(40, CLASSES)).astype(np.float32)
+    label = np.arange(40) % CLASSES
+    p = scipy.special.softmax(logits.astype(np.float64), axis=1)[np.arange(40), label]
+    np.testing.assert_allclose(css.unlikelihood(jnp.asarray(logits), jnp.asarray(label)), -np.log(1 - p), rtol=1e-4, atol=1e-5)
+    assert css.unlikelihood(jnp.array([[60.0, 0.0]]), jnp.array([0])) == pytest.approx(60)  # where 1 - p is 0 in float32
+
+
+def parts_by_hand(record, params, batch, model_params, top):
+    """(loss, share of counterfactuals whose label is ruled out), written with jax.numpy so that it has a gradient; the samples are given."""
+    slots, samples, _ = made()
+    label, weight = batch.label, batch.weight
+
+    def decided(s):
+        codes = MODEL.encode(model_params, s)
+        return MODEL.decide(model_params, codes).logits, codes
+
+    live = MODEL.embed(model_params, batch.inputs, batch.present)
+    blank = model_params["blank"]
+    minus = {m: Slots(jnp.where(samples.critical[m][..., None] > 0, blank[m], live[m].values), live[m].mask) for m in live}
+    taken = [int(label[i]) in np.argsort(-np.asarray(logits_of(samples.factual))[i])[:top] for i in range(ROWS)]
+    (z, codes), (z_minus, _) = decided(live), decided(minus)
+    known, learned = 0.0, 0.0
+    for m, head in params["method"].items():
+        code = jax.lax.stop_gradient(codes[m])
+        bias = jax.nn.relu(code @ head["inner"] + head["inner_bias"]) @ head["outer"] + head["outer_bias"]
+        said = jax.nn.log_softmax(jnp.where(batch.present[m][:, None], bias, 0.0))
+        here = weight * batch.present[m]
+        learned -= jnp.sum(said[jnp.arange(ROWS), label] * here) / jnp.sum(here)
+        known += jax.lax.stop_gradient(said)
+    log_p, log_p_minus = (jax.nn.log_softmax(jax.nn.log_softmax(x) + known)[jnp.arange(ROWS), label] for x in (z, z_minus))
+    answer = jnp.where(jnp.array(taken), -jnp.log(1 - jnp.exp(log_p_minus)), -log_p_minus)
+    here = weight * samples.made
+    loss = -jnp.sum(log_p * weight) / jnp.sum(weight) + 0.6 * jnp.sum(answer * here) / jnp.sum(here) + learned
+    return loss, np.average(taken, weights=np.asarray(here))
+
+
+@pytest.mark.parametrize("options", [{"base": "ce"}, {"base": "poe"}, {"base": "ce", "top": 2}])
+def test_the_loss_and_its_gradient_are_the_algorithms(options):
+    record, hyper, params, batch = make_case(**options)
+    run = jax.value_and_grad(lambda p: record.stages[0].loss({}, hyper, MODEL, p, batch, KEY), has_aux=True)
+    (loss, (_, metrics)), gradient = jax.jit(run)(params)
+    hand = jax.value_and_grad(
+        lambda p: parts_by_hand(record, {**params, "method": p["method"]}, batch, p["model"], options.get("top", 1)), has_aux=True
+    )
+    (expected, taken), slope = hand(params)
+    assert float(loss) == pytest.approx(float(expected), abs=1e-5)
+    tiny.assert_close(gradient, slope, rtol=1e-4, atol=1e-5)
+    assert float(metrics["taken"]) == pytest.approx(taken, abs=1e-5) and 0 < taken < 1
+    assert max(np.abs(x).max() for x in tiny.arrays(gradient["model"]["blank"])) > 1e-3
+
+
+def test_a_top_that_leaves_no_answer_is_refused():
+    with pytest.raises(UserError, match="top=3 leaves x- no answer; expected less than the 3 classes"):
+        tiny.method("css", top=3).init(jax.random.key(0), spec())

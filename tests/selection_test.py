@@ -1,0 +1,152 @@
+"""Which model is reported: every rule keeps its own, and a sweep's settings are compared by validation alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import cimrl_jax
+from cimrl_jax.assembly import assemble
+from cimrl_jax.errors import UserError
+from cimrl_jax.evaluate import robustness
+from cimrl_jax.selection import Finished, Look, choose, needs
+from cimrl_jax.train import loop
+from tests import tiny
+
+KEYS = {"worst_group": "worst_group_accuracy", "average": "accuracy", "worst_class": "worst_class_accuracy"}
+SWEEP = {"method.group_dro.eta": (0.01, 0.5), "train.learning_rate": (1e-3, 3e-2, 0.1)}
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Group DRO in six settings x two seeds, and what the run found."""
+    folder = tmp_path_factory.mktemp("swept")
+    config = tiny.study(folder, methods=("group_dro",), sweep=SWEEP, train__eval_every=2, train__select_from=0.0)
+    return config, cimrl_jax.run(config, quiet=True), folder
+
+
+def test_every_rule_selects_what_its_name_says(swept):
+    config, _, folder = swept
+    built = assemble(config)
+    look = Look(config, built)
+    assert look.rules == ("worst_class", "average", "worst_group", "oracle", "last")
+    _, trained = loop.restore(built.programs[0], look.rules, folder / "checkpoints" / "group_dro")
+    seen = [line for line in lines(folder) if line.get("split") == "validation"]
+    for member in range(built.programs[0].members):
+        own = [line for line in seen if line["member"] == member]
+        assert [line["step"] for line in own] == [2, 4, 6]
+        for rule, key in KEYS.items():
+            best = max(line[key] for line in own)
+            assert trained.selected[rule].score[member] == pytest.approx(best)
+            assert trained.selected[rule].step[member] == max(line["step"] for line in own if line[key] == best)
+        assert trained.selected["last"].step[member] == 6
+
+
+def test_the_oracle_reads_the_test_groups_and_bounds_every_other_rule(swept):
+    config, results, folder = swept
+    for run in results.runs:
+        reached = {rule: entry["splits"]["test_balanced"]["worst_group_accuracy"] for rule, entry in run["selection"].items()}
+        assert reached["oracle"] == max(reached.values())
+        assert run["splits"]["test_balanced"]["worst_group_accuracy"] == reached[run["selected_by"]]
+        assert run["selected_step"] == run["selection"][run["selected_by"]]["step"]
+    assert {run["selected_by"] for run in results.runs} == {"worst_group"} and {run["needs"] for run in results.runs} == {"groups"}
+
+
+def test_a_sweep_is_one_program_and_the_best_on_validation_over_all_seeds_is_reported(swept):
+    config, results, folder = swept
+    [program] = assemble(config).programs
+    assert program.members == 12 and [path.name for path in (folder / "checkpoints").iterdir()] == ["group_dro"]
+    assert [entry["setting"] for entry in results.settings] == [
+        {"method.group_dro.eta": eta, "train.learning_rate": rate} for eta in (0.01, 0.5) for rate in (1e-3, 3e-2, 0.1)
+    ]
+    seen = [line for line in lines(folder) if line.get("split") == "validation"]
+    scores = []
+    for setting in range(6):
+        best = [max(line["worst_group_accuracy"] for line in seen if line["member"] == 2 * setting + seed) for seed in (0, 1)]
+        scores.append(np.mean(best))
+    np.testing.assert_allclose([entry["score"] for entry in results.settings], scores, rtol=1e-6)
+    chosen = int(np.argmax(scores))
+    assert [entry["chosen"] for entry in results.settings] == [i == chosen for i in range(6)]
+    assert [(run["seed"], run["setting"], run["member"]) for run in results.runs] == [
+        (seed, results.settings[chosen]["setting"], 2 * chosen + seed) for seed in (0, 1)
+    ]
+    rate = results.settings[chosen]["setting"]["train.learning_rate"]
+    np.testing.assert_allclose([run["hyper"]["learning_rate"] for run in results.runs], rate)
+
+
+def test_a_swept_member_equals_a_run_of_that_setting_alone(swept, tmp_path):
+    config, results, _ = swept
+    setting = results.runs[0]["setting"]
+    alone = cimrl_jax.run(dataclasses.replace(config, sweep={}, workdir=str(tmp_path)), quiet=True, **{key: value for key, value in setting.items()})
+    for run, other in zip(results.runs, alone.runs, strict=True):
+        assert run["splits"]["test"]["accuracy"] == pytest.approx(other["splits"]["test"]["accuracy"])
+        assert run["splits"]["test"]["ece"] == pytest.approx(other["splits"]["test"]["ece"], rel=1e-3)
+
+
+def test_options_that_are_not_traced_are_swept_by_a_program_each():
+    config = tiny.study(methods=("cimrl", "erm"), sweep={"method.cimrl.ortho": ("cosine", "correlation"), "method.cimrl.w_ci": (0.1, 0.0)})
+    programs = assemble(config).programs
+    assert [(own.name, own.label, own.members) for own in programs] == [("cimrl-1", "cimrl", 4), ("cimrl-2", "cimrl", 4), ("erm", "erm", 2)]
+    assert [float(own["w_ci"]) for own in programs[1].hyper] == [0.1, 0.1, 0.0, 0.0]
+    assert programs[1].settings[2] == {"method.cimrl.ortho": "correlation", "method.cimrl.w_ci": 0.0}
+
+
+def test_the_first_of_equal_settings_is_chosen_and_every_one_is_measured():
+    config = tiny.study(sweep={"train.learning_rate": (0.01, 0.02)}, seeds=(0,))
+    built = assemble(config)
+    look, [own] = Look(config, built), built.programs
+    state = tiny.members(own)
+    same = loop.Selected(state.params, state.method, np.zeros(2), np.full(2, 0.5))
+    trained = loop.Trained(dict.fromkeys(look.rules, same), state.hyper, state, {})
+    best, settings = choose([Finished(own, trained, (0, 1))], look)
+    assert best.members == (0,) and [entry["chosen"] for entry in settings] == [True, False]
+    members = best.picked("last")
+    tiny.assert_equal(members.params, jax.tree.map(lambda x: x[:1], state.params))
+
+
+def test_what_the_own_rule_is_and_what_a_method_needs(swept):
+    config, _, _ = swept
+    look = Look(config, assemble(tiny.study()))
+    assert look.rule(tiny.method("erm")) == look.rule(tiny.method("cimrl")) == "worst_class"
+    assert look.rule(tiny.method("group_dro")) == "worst_group"
+    assert look.rule(tiny.method("erm")._replace(needs_validation_groups=True)) == "worst_group"
+    assert needs(tiny.method("erm")) == "none"
+    assert needs(tiny.method("erm")._replace(needs_groups=True, needs_attribute_names=True)) == "attribute names + groups"
+
+
+def test_without_groups_no_rule_reads_them_and_asking_for_one_is_refused_before_training():
+    config = tiny.study(evaluate__selection="worst_group")
+    built = assemble(config)
+    nameless = {name: dataclasses.replace(source, group=np.full_like(source.group, -1)) for name, source in built.dataset.splits.items()}
+    lacking = dataclasses.replace(built, dataset=dataclasses.replace(built.dataset, splits=nameless))
+    look = Look(config, lacking)
+    assert look.rules == ("worst_class", "average", "last")
+    with pytest.raises(UserError, match="the validation split has no known groups; use worst_class"):
+        look.plan(built.programs[0])
+
+
+def test_a_validation_split_without_minority_examples_scores_the_groups_that_it_has():
+    config = tiny.study(evaluate__selection="worst_group")
+    built = assemble(config)
+    validation = built.dataset.split("validation")
+    kept = np.flatnonzero(validation.group % 3 == 0)  # label = attribute
+    part = dataclasses.replace(
+        validation, inputs={m: x[kept] for m, x in validation.inputs.items()}, label=validation.label[kept], group=validation.group[kept], present={}, regions=None
+    )  # fmt: skip
+    dataset = dataclasses.replace(built.dataset, splits={**built.dataset.splits, "validation": part})
+    look = Look(config, dataclasses.replace(built, dataset=dataset))
+    own = built.programs[0]
+    scores, reports = look.plan(own).score(tiny.members(own), 6)
+    right = look.measure(Finished(own, loop.Trained({"last": loop.Selected(tiny.members(own).params, {}, np.zeros(2), np.zeros(2))}, {}, None, {}), (0, 1)), "last", "validation")
+    for member, report in enumerate(right):
+        found = [group["accuracy"] for group in report["groups"].values() if group["n"]]
+        assert len(found) == 2 and scores["worst_group"][member] == min(found) == robustness.select("worst_group", report)
+    assert all(report["worst_group_accuracy"] is not None for report in reports)
