@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib
 import itertools
@@ -74,10 +75,14 @@ class TrainConfig:
     """Optimiser updates, per method and seed."""
     batch_size: Annotated[int, Range(low=1)] = 64
     """Examples per update, over all devices together, per seed."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum whose weight decay is part of the gradient, as in the papers that fine-tune ResNets."""
+    momentum: Annotated[float, Range(low=0, below=1)] = 0.9
+    """SGD's momentum."""
     learning_rate: Annotated[float, Range(above=0)] = 1e-3
     """The highest learning rate of the schedule."""
     weight_decay: Annotated[float, Range(low=0)] = 1e-4
-    """AdamW's decoupled weight decay; not on biases and norms."""
+    """Weight decay: AdamW's is decoupled and spares biases and norms, SGD's is on everything."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """How the learning rate falls after the warm-up: to zero along a cosine or a line, or not at all."""
     warmup: Annotated[float, Range(low=0, below=1)] = 0.1
@@ -91,7 +96,8 @@ class TrainConfig:
     checkpoint_every: Annotated[int, Range(low=0)] = field(default=200, metadata=SAME_NUMBERS)
     """Steps between checkpoints from which a killed run resumes; 0 saves once, at the end."""
     select_from: Annotated[float, Range(low=0, below=1)] = 0.8
-    """Share of the steps before which no model is selected: where validation has the shortcut too, early models shine because they follow it."""
+    """Share of the steps before which no model is selected by worst_class or average: where validation has the shortcut too, early models shine
+    because they follow it. Rules that read groups may select any."""
     mesh_member: Annotated[int, Range(low=0)] = field(default=0, metadata=SAME_NUMBERS)
     """Devices along which the seeds of a sweep are spread; 0 chooses."""
     mesh_data: Annotated[int, Range(low=0)] = field(default=0, metadata=SAME_NUMBERS)
@@ -153,7 +159,8 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides:
     """A checked config with the options of its data set, views, methods and named encoders spelled out.
 
     Args:
-      source: a `.py` file that defines `config` (a nested dict, or a Config), a `.yaml` file, a nested mapping, or a Config.
+      source: a `.py` file that defines `config` (a nested dict, or a Config), a `.yaml` file, several such files with commas between them, of which
+        the later win key by key, a nested mapping, or a Config.
       overrides: values by dotted key ("train.steps": 100); text is read by the type of the key. They win over `source`.
 
     A model.<modality> section without `encoder` is kept as it is: only the data set's modality kinds decide its encoder, and with it, its check.
@@ -161,11 +168,12 @@ def load(source: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides:
     Raises:
       UserError: an unknown key, a wrong value, a missing file; one line that names the key in full and where it came from.
     """
-    tree = _read(source)
+    files = os.fspath(source).split(",") if isinstance(source, str | os.PathLike) else []
+    tree = functools.reduce(_merged, map(_read, files)) if files else _read(source)
     overrides = dict(overrides or {})
     for key, value in overrides.items():
         _put(tree, key, value)
-    tree["name"] = tree.get("name") or (pathlib.Path(source).stem if isinstance(source, str | os.PathLike) else "run")
+    tree["name"] = tree.get("name") or "-".join(pathlib.Path(file).stem for file in files) or "run"
     try:
         return _resolve(tree)
     except OptionError as error:
@@ -216,6 +224,12 @@ def _read(source: str | os.PathLike[str] | Mapping[str, Any] | Config) -> dict[s
     if not isinstance(tree, Mapping | Config):
         raise UserError(f"{source}: expected a nested mapping of keys to values, got {type(tree).__name__}")
     return plain(to_dict(tree) if isinstance(tree, Config) else tree)
+
+
+def _merged(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """`second` on top of `first`, section by section."""
+    both = {key: _merged(first[key], value) for key, value in second.items() if isinstance(value, dict) and isinstance(first.get(key), dict)}
+    return first | second | both
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -21,6 +21,9 @@ from cimrl_jax.types import Method, Told, TrainState
 ORACLE = "oracle"
 """Selection by the test groups themselves: what could be had, never used to choose."""
 
+BLIND = ("worst_class", "average")
+"""Rules that are blind to the shortcut: where validation has it too, they prefer early models, which follow it."""
+
 
 class Finished(NamedTuple):
     """A trained program, and the members of it that are looked at."""
@@ -72,12 +75,12 @@ class Look:
         def score(states: TrainState, step: int) -> tuple[dict[str, np.ndarray], list[dict[str, float | None]]]:
             members = Members(states.params, states.method, states.hyper)
             reports = self._reports(own, members, "validation")
-            home = [rule for rule in rules if rule != ORACLE]
-            scores = {rule: np.array([robustness.select(rule, report, step=step) for report in reports]) for rule in home}
+            scores = {rule: np.array([robustness.select(rule, report, step=step) for report in reports]) for rule in rules if rule != ORACLE}
             if ORACLE in rules:
-                late = step >= train.select_from * train.steps
-                far = self._reports(own, members, self.headlines[-1]) if late else reports
-                scores[ORACLE] = np.array([robustness.select("worst_group" if late else "last", report, step=step) for report in far])
+                far = self._reports(own, members, self.headlines[-1])
+                scores[ORACLE] = np.array([robustness.select("worst_group", report) for report in far])
+            if step < train.select_from * train.steps:
+                scores |= {rule: np.full(own.members, -np.inf) for rule in BLIND}
             return scores, [{k: report[k] for k in ("accuracy", "worst_class_accuracy", "worst_group_accuracy")} for report in reports]
 
         def read(states: TrainState, split: str) -> Told:
@@ -87,7 +90,7 @@ class Look:
             group = source.group if known else np.full_like(source.group, -1)
             return Told(*(jnp.asarray(x) for x in (said.logits, said.features, source.label, group)))
 
-        return loop.Plan(train.eval_every, train.checkpoint_every, train.select_from, rules, score, read)
+        return loop.Plan(train.eval_every, train.checkpoint_every, rules, score, read)
 
     def measure(self, finished: Finished, rule: str, split: str) -> list[metrics.Report]:
         """The report of each member's model on a split."""

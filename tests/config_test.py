@@ -339,3 +339,13 @@ def test_a_sweep_reads_dotted_and_nested_keys_as_their_own_types():
 def test_a_sweep_that_makes_no_sense_is_refused(key, values, message):
     with pytest.raises(UserError, match=message):
         load(SMALL, {f"sweep.{key}": values})
+
+
+def test_of_several_files_the_later_win_key_by_key(tmp_path):
+    first, second = tmp_path / "data.yaml", tmp_path / "paper.py"
+    first.write_text(to_yaml(load(SMALL, {"name": "", "train.steps": 7, "train.learning_rate": 0.5})))
+    second.write_text("config = {'methods': ['robust'], 'train': {'learning_rate': 0.25}, 'method': {'robust': {'eta': 0.5}}}")
+    config = load(f"{first},{second}")
+    assert (config.methods, config.train.steps, config.train.learning_rate, config.data.options["size"]) == (("robust",), 7, 0.25, 20)
+    assert config.method["robust"] == {"eta": 0.5, "warmup": 3}
+    assert load(f"{second},{first}").train.learning_rate == 0.5

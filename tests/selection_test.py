@@ -50,6 +50,17 @@ def test_every_rule_selects_what_its_name_says(swept):
         assert trained.selected["last"].step[member] == 6
 
 
+def test_rules_that_are_blind_to_the_shortcut_select_late_and_those_that_read_groups_at_any_time():
+    config = tiny.study(train__select_from=0.5, train__eval_every=2)
+    built = assemble(config)
+    own = built.programs[0]
+    plan = Look(config, built).plan(own)
+    for step, late in ((2, False), (4, True)):
+        scores, _ = plan.score(tiny.members(own), step)
+        for rule, score in scores.items():
+            assert np.isfinite(score).all() == (late or rule in ("worst_group", "oracle", "last"))
+
+
 def test_the_oracle_reads_the_test_groups_and_bounds_every_other_rule(swept):
     config, results, folder = swept
     for run in results.runs:

@@ -225,8 +225,8 @@ def reader(own: loop.Program, validation: ArraySource | None = None) -> Any:
     return read
 
 
-def plan(own: loop.Program, *, eval_every: int = 0, checkpoint_every: int = 0, select_from: float = 0.0, score: Any = unscored) -> loop.Plan:
-    return loop.Plan(eval_every, checkpoint_every, select_from, (RULE,), score, reader(own))
+def plan(own: loop.Program, *, eval_every: int = 0, checkpoint_every: int = 0, score: Any = unscored) -> loop.Plan:
+    return loop.Plan(eval_every, checkpoint_every, (RULE,), score, reader(own))
 
 
 def train(own: loop.Program, folder: pathlib.Path, *, when: Mapping[str, Any] | None = None, watch: Any = None) -> loop.Trained:

@@ -118,4 +118,6 @@ def _necessity(logits: Float[Array, "b c"], without: Float[Array, "b u c"], batc
     """R: the more the label's probability falls as units are taken away, the lower."""
     probability = jax.lax.stop_gradient(jnp.exp(-cross_entropy(logits, batch.label)))
     left = jnp.take_along_axis(jax.nn.softmax(without), batch.label[:, None, None], axis=-1)[..., 0]  # [b, u]
-    return -jnp.mean(jnp.log1p(jnp.maximum(probability[:, None] - left, 0.0)), axis=-1)
+    fall = probability[:, None] - left
+    fall = jnp.where(fall > 1e-6, fall, 0.0)  # of a unit that holds nothing only rounding is left, which must not be followed
+    return -jnp.mean(jnp.log1p(fall), axis=-1)

@@ -62,8 +62,12 @@ def _rows_by_method(results: Results, metrics: Iterable[Mapping[str, Any]]) -> d
         written.setdefault(str(row.get("method")), []).append(row)
     found: dict[str, list[Mapping[str, Any]]] = {}
     for method in results.methods():
-        places = dict.fromkeys((str(run.get("program", method)), run.get("member_setting")) for run in results.runs_of(method))
-        found[method] = [row for program, own in places for row in written.get(program, ()) if own is None or row.get("setting") in (None, own)]
+        members: dict[str, list[Any]] = {}
+        for run in results.runs_of(method):
+            members.setdefault(str(run.get("program", method)), []).append(run.get("member"))
+        found[method] = [
+            row for program, own in members.items() for row in written.get(program, ()) if None in own or row.get("member") in (None, *own)
+        ]
     return found if any("program" in run for run in results.runs) else found | {name: rows for name, rows in written.items() if name not in found}
 
 

@@ -45,8 +45,8 @@ class Results:
     """One per method and seed. Needed are "method", "seed" and "splits" {split: {metric: number}}; the others are shown where they are there:
     "needs": the labels that the method reads: "none", "attribute names", "groups" or "validation groups" (older: "needs_groups": bool).
     "selected_by": the rule that chose the checkpoint; "selection": {rule: {"step", "splits": {split: {metric: number}}}}, under every rule.
-    "setting": {dotted key: value}, what a sweep chose; "program", "member_setting": which rows of metrics.jsonl are this run's.
-    "train": {"steps", "seconds", "compile_seconds", "examples_per_second"}, its share of the program that trained it; "identification"."""
+    "setting": {dotted key: value}, what a sweep chose; "program", "member": the "method" and "member" of this run's rows in metrics.jsonl.
+    "train": {"steps", "seconds", "compile_seconds", "examples_per_second"} of all seeds in this setting; "identification"."""
     summary: Sequence[Mapping[str, Any]]
     """See `summarise`."""
     gap_closed: Mapping[str, Any]

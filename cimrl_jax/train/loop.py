@@ -93,11 +93,10 @@ class Plan(NamedTuple):
 
     eval_every: int
     checkpoint_every: int
-    select_from: float
     rules: tuple[str, ...]
     """Selection rules, each of which keeps its own best model."""
     score: Callable[[TrainState, int], tuple[dict[str, np.ndarray], list[dict[str, float | None]]]]
-    """(states [s], step) -> ({rule: each member's score}, each member's validation figures)."""
+    """(states [s], step) -> ({rule: each member's score, -inf where nothing may be selected yet}, each member's validation figures)."""
     read: Callable[[TrainState, str], Told]
     """(states [s], split) -> what every member says of that split: logits and features [s, n, ...]."""
 
@@ -243,7 +242,7 @@ def _run(
             rows = [_row(program, i, done, {name: value[i] for name, value in figures.items()}) for i in range(program.members)]
             if done == _next(done - 1, plan.eval_every, steps):
                 scores, validation = plan.score(carry["state"], done)
-                if current == len(stages) - 1 and (done >= plan.select_from * steps or done == steps):
+                if current == len(stages) - 1:
                     carry["best"] = select(carry["best"], carry["state"], {rule: np.asarray(scores[rule], np.float32) for rule in plan.rules})
                 rows += [_row(program, i, done, {"split": "validation", **own}) for i, own in enumerate(validation)]
             _append(metrics_file, rows)

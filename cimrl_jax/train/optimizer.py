@@ -1,4 +1,4 @@
-"""AdamW whose learning rate and weight decay are traced, so that both may be swept by vmap."""
+"""AdamW or SGD whose learning rate and weight decay are traced, so that both may be swept by vmap."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ def make_optimizer(
     warmup: float,
     schedule: Literal["cosine", "linear", "constant"],
     clip_norm: float,
+    kind: Literal["adamw", "sgd"] = "adamw",
+    momentum: float = 0.9,
     learning_rate: str = "learning_rate",
     weight_decay: str = "weight_decay",
 ) -> MakeOptimizer:
     """`hyper -> transformation`, reading the numbers of the names `learning_rate` and `weight_decay`.
 
-    Warm-up is linear over the share `warmup` of `steps`; "cosine" and "linear" then fall to 0 at the last step. Weight decay spares vectors (biases,
-    norms).
+    Warm-up is linear over the share `warmup` of `steps`; "cosine" and "linear" then fall to 0 at the last step. AdamW's weight decay is decoupled and
+    spares vectors (biases, norms); SGD's is added to the gradient of everything, before the momentum, as in PyTorch.
     The model's and the method's own parameters are clipped apart: the size of one's gradient must not slow the other.
     """
     rise = max(round(warmup * steps), 1)
@@ -44,12 +46,11 @@ def make_optimizer(
         return {part: _clip(tree, clip_norm) for part, tree in updates.items()} if clip_norm > 0 else updates
 
     def make(hyper: Hyper) -> optax.GradientTransformation:
-        return optax.chain(
-            optax.stateless(clip),
-            optax.scale_by_adam(),
-            optax.add_decayed_weights(hyper[weight_decay], mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)),
-            optax.scale_by_learning_rate(lambda count: hyper[learning_rate] * rate(count)),
-        )
+        step = optax.scale_by_learning_rate(lambda count: hyper[learning_rate] * rate(count))
+        if kind == "sgd":
+            return optax.chain(optax.stateless(clip), optax.add_decayed_weights(hyper[weight_decay]), optax.trace(momentum), step)
+        decay = optax.add_decayed_weights(hyper[weight_decay], mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree))
+        return optax.chain(optax.stateless(clip), optax.scale_by_adam(), decay, step)
 
     return make
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,25 +36,20 @@ def draw(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def spec():
+def spec() -> Any:
     """Of two modalities, of which "left" reads the names."""
     texts = [{"left": draw(k, 3, 4, seed=k), "right": np.zeros((k, 3, 4), np.float32)} for k in (CLASSES, 2)]
     return dataclasses.replace(tiny.spec(tiny.source(classes=CLASSES), classes=CLASSES), dim=tiny.DIM, prompts=Prompts("left", *texts))
 
 
-def make_case(**options):
+def make_case(**options) -> tuple[Any, ...]:
     """(method, traced numbers, state, parameters, batch with weights)."""
     record = tiny.method("clip_contrastive", width=4, **options)
     own, state = record.init(jax.random.key(1), spec())
     hyper = {name: jnp.float32(value) for name, value in NUMBERS.items()}
     assert hyper.keys() == record.hyper.keys()
-    return (
-        record,
-        hyper,
-        state,
-        {"model": MODEL.init(jax.random.key(0)), "method": own},
-        tiny.batch(tiny.source(classes=CLASSES), slice(ROWS), weight=WEIGHT),
-    )
+    batch = tiny.batch(tiny.source(classes=CLASSES), slice(ROWS), weight=WEIGHT)
+    return record, hyper, state, {"model": MODEL.init(jax.random.key(0)), "method": own}, batch
 
 
 def cosine(a, b):
@@ -64,18 +60,16 @@ def softmax_loss(scores, at):
     return np.log(np.exp(scores).sum()) - scores[at]
 
 
-def embedded(params, batch):
+def embedded(params, batch) -> tuple[Any, ...]:
     """(I, T, S) as float64; prompts as they are read where `params` have a map of the text's code."""
     own, out = params["method"], base.forward(MODEL, params, batch, None)
     image = jnp.concatenate([out.codes["left"], out.codes["right"], out.codes["shared"]], axis=1) @ own["joint"]
     classes, attributes = own.get("classes"), own.get("attributes")
     if "text" in own:
-        found = spec().prompts
-        read = [
-            jnp.tanh(jnp.mean(jnp.asarray(x["left"]) * params["model"]["gain"]["left"], axis=1) @ params["model"]["inward"]["left"])
-            for x in found[1:]
-        ]
-        classes, attributes = (x @ own["text"] for x in read)
+        named, model = spec().prompts, params["model"]
+        texts = (jnp.asarray(part["left"]) for part in (named.classes, named.attributes))
+        codes = (jnp.tanh(jnp.mean(x * model["gain"]["left"], axis=1) @ model["inward"]["left"]) for x in texts)
+        classes, attributes = (code @ own["text"] for code in codes)
     return tuple(None if x is None else np.asarray(x, np.float64) for x in (image, classes, attributes))
 
 

@@ -17,9 +17,12 @@ from cimrl_jax.methods.irm import risk_and_penalty
 from cimrl_jax.train.step import init_params
 from tests import tiny
 
+OWN = jax.jit(risk_and_penalty)
+
 
 def by_hand(logits, label, weight, environment):
     """Environment by environment, half by half; the gradient on the scale by jax.grad."""
+    logits, label = jnp.asarray(logits), jnp.asarray(label)
 
     def risk(scale, rows):
         losses = cross_entropy(scale * logits[rows], label[rows])
@@ -40,7 +43,6 @@ def members(environment, weight, count):
 
 def test_risk_and_penalty_are_those_of_the_paper():
     rng, single, missing = np.random.default_rng(0), 0, 0
-    own = jax.jit(risk_and_penalty)
     for _ in range(40):
         logits, label = rng.normal(size=(9, 4)).astype(np.float32) * 3, rng.integers(0, 4, 9)
         environment, weight = rng.choice(3, 9, p=[0.6, 0.25, 0.15]), rng.uniform(0.5, 2.0, 9).astype(np.float32)
@@ -48,7 +50,7 @@ def test_risk_and_penalty_are_those_of_the_paper():
         sizes = np.bincount(environment[weight > 0], minlength=3)
         single, missing = single + (1 in sizes), missing + (0 in sizes)
         junk = np.where(weight[:, None] > 0, logits, np.nan)
-        found = own(junk, label, weight, members(environment, weight, 3))
+        found = OWN(junk, label, weight, members(environment, weight, 3))
         np.testing.assert_allclose(found, by_hand(logits, label, weight, environment), rtol=1e-4, atol=1e-6)
     assert single > 5 and missing > 5  # environments of one row, and of none
 
@@ -57,7 +59,7 @@ def test_the_penalty_is_an_unbiased_estimate_of_the_squared_gradient():
     rng = np.random.default_rng(1)
     logits, label, one = rng.normal(size=(4, 3)).astype(np.float32), rng.integers(0, 3, 4), np.ones(4, np.float32)
     order = np.array(list(itertools.permutations(range(4))))
-    found = jax.vmap(lambda i: risk_and_penalty(jnp.asarray(logits)[i], jnp.asarray(label)[i], one, one[:, None])[1])(order)
+    _, found = jax.vmap(OWN, (0, 0, None, None))(logits[order], label[order], one, one[:, None])
     slopes = jax.vmap(jax.grad(lambda s, z, y: cross_entropy(s * z[None], y[None])[0]), (None, 0, 0))(1.0, jnp.asarray(logits), jnp.asarray(label))
     pairs = [slopes[i] * slopes[j] for i, j in itertools.permutations(range(4), 2)]  # independent draws
     assert np.mean(found) == pytest.approx(np.mean(pairs), rel=1e-4)
@@ -69,8 +71,8 @@ def test_where_an_environments_rows_stand_in_the_batch_does_not_matter():
     logits, label, weight = rng.normal(size=(10, 3)).astype(np.float32), rng.integers(0, 3, 10), np.ones(10, np.float32)
     environment = np.arange(10) % 2
     apart = np.argsort(environment, kind="stable")
-    first = risk_and_penalty(logits, label, weight, members(environment, weight, 2))
-    second = risk_and_penalty(logits[apart], label[apart], weight, members(environment[apart], weight, 2))
+    first = OWN(logits, label, weight, members(environment, weight, 2))
+    second = OWN(logits[apart], label[apart], weight, members(environment[apart], weight, 2))
     np.testing.assert_allclose(first, second, rtol=1e-5)
 
 

@@ -56,14 +56,12 @@ def test_slots_are_mixed_as_the_inputs_are():
 
 def test_a_slot_that_only_one_of_a_pair_has_is_mixed_with_zero():
     model, params, batch, _ = make_case()
-    batch = jax.tree.map(lambda x: x[:2], batch)
+    batch = dataclasses.replace(jax.tree.map(lambda x: x[:2], batch), present={m: jnp.ones(2, bool) for m in batch.present})
     alone = dataclasses.replace(batch, present={"left": jnp.array([True, True]), "right": jnp.array([True, False])})
     zero = dataclasses.replace(batch, inputs={**batch.inputs, "right": batch.inputs["right"].at[1].set(0.0)})
-    zero = dataclasses.replace(zero, present={m: jnp.ones(2, bool) for m in batch.present})
     swap, share, key = jnp.array([1, 0]), jnp.array([0.3, 0.8]), jax.random.key(0)
-    found, expected = (base.mix(model, params, b, swap, share, key, at="slots")[0] for b in (alone, zero))
-    assert found == pytest.approx(expected, rel=1e-6)
-    assert found != pytest.approx(base.mix(model, params, batch, swap, share, key, at="slots")[0], rel=1e-3)
+    found, expected, other = (float(base.mix(model, params, b, swap, share, key, at="slots")[0]) for b in (alone, zero, batch))
+    assert found == pytest.approx(expected, rel=1e-6) and found != pytest.approx(other, rel=1e-3)
 
 
 def test_partners_are_a_uniform_permutation_of_the_rows_that_weigh():
@@ -79,13 +77,21 @@ def test_partners_are_a_uniform_permutation_of_the_rows_that_weigh():
 @pytest.mark.parametrize("alpha", [0.2, 2.0])
 def test_one_share_a_batch_follows_the_beta_law(alpha, monkeypatch):
     record, (model, params, batch, _) = tiny.method("mixup", alpha=alpha), make_case()
-    monkeypatch.setattr(base, "mix", lambda model, params, batch, partner, share, key, at: (share, {"partner": partner}))
-    hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
-    keys = jax.random.split(jax.random.key(0), 500)
-    shares, (_, told) = jax.vmap(lambda key: record.stages[0].loss({}, hyper, model, params, batch, key))(keys)
-    assert (np.asarray(shares) == np.asarray(shares)[:, :1]).all()
-    assert scipy.stats.kstest(np.asarray(shares)[:, 0], scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
-    assert (np.asarray(told["partner"])[:, [2, 5]] == [2, 5]).all() and len(np.unique(told["partner"], axis=0)) > 300
+    hyper, seen = {name: jnp.float32(value) for name, value in record.hyper.items()}, []
+
+    def mix(model, params, batch, partner, share, key, at):
+        seen.append((partner, share))
+        return jnp.zeros(()), {}
+
+    def drawn(key):
+        record.stages[0].loss({}, hyper, model, params, batch, key)
+        return seen.pop()
+
+    monkeypatch.setattr(base, "mix", mix)
+    partner, share = map(np.asarray, jax.vmap(drawn)(jax.random.split(jax.random.key(0), 500)))
+    assert (share == share[:, :1]).all()
+    assert scipy.stats.kstest(share[:, 0], scipy.stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+    assert (partner[:, [2, 5]] == [2, 5]).all() and len(np.unique(partner, axis=0)) > 300
 
 
 @pytest.mark.parametrize("at", ["codes", "slots"])

@@ -278,15 +278,16 @@ def test_names_beside_points_do_not_cover_one_another():
 def test_curves_do_not_mix_the_settings_of_a_sweep(sample):
     lines = sample.runs(methods=("erm", "cimrl"))
     for run in lines:
-        run |= {"program": {"erm": "erm", "cimrl": "cimrl-2"}[run["method"]], "member_setting": {"erm": 0, "cimrl": 1}[run["method"]]}
-    chosen = [{"method": "cimrl-2", "seed": seed, "setting": 1, "step": step, "loss": (1 + seed) / step} for seed in (0, 1) for step in (1, 2)]
+        program, first = {"erm": ("erm", 0), "cimrl": ("cimrl-2", 5)}[run["method"]]
+        run |= {"program": program, "member": first + run["seed"]}
+    chosen = [{"method": "cimrl-2", "seed": seed, "member": 5 + seed, "step": step, "loss": (1 + seed) / step} for seed in (0, 1) for step in (1, 2)]
     plain = [{"method": "erm", "seed": 0, "step": step, "loss": 1.0} for step in (1, 2)]
-    others = [{**row, "setting": 0, "loss": 7.0} for row in chosen] + [{**row, "method": "cimrl-1", "loss": 8.0} for row in chosen]
+    others = [{**row, "member": row["seed"], "loss": 7.0} for row in chosen] + [{**row, "method": "cimrl-1", "loss": 8.0} for row in chosen]
     results = sample.results(lines)
     drawn = figures(results, plain + chosen)["curves"]
     assert figures(results, plain + others[:4] + chosen + others)["curves"] == drawn and drawn.alt.endswith("for erm, cimrl.")
     assert figures(results, plain + chosen[:2])["curves"].svg != drawn.svg
     for run in lines:
-        del run["program"], run["member_setting"]
+        del run["program"], run["member"]
     older = figures(sample.results(lines), plain + chosen)["curves"]
     assert older.alt.endswith("for erm, cimrl, cimrl-2.")

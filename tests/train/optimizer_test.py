@@ -55,6 +55,21 @@ def test_it_is_adamw_where_nothing_is_clipped():
     tiny.assert_close(run(ours), run(theirs), rtol=1e-5, atol=1e-6)
 
 
+def test_sgd_is_what_pytorch_calls_sgd():
+    rng = np.random.default_rng(0)
+    weight, gradients = rng.normal(size=(2, 3)), rng.normal(size=(6, 2, 3))
+    tx = make_optimizer(steps=6, warmup=0.0, schedule="constant", clip_norm=0.0, kind="sgd", momentum=0.8)(numbers(0.1, 0.05))
+    own = {"model": jnp.asarray(weight, jnp.float32)}
+    state, buffer = tx.init(own), None
+    for gradient in gradients:
+        updates, state = tx.update({"model": jnp.asarray(gradient, jnp.float32)}, state, own)
+        own = optax.apply_updates(own, updates)
+        decayed = gradient + 0.05 * weight  # torch.optim.SGD: weight decay first, then the buffer, which starts as the first gradient
+        buffer = decayed if buffer is None else 0.8 * buffer + decayed
+        weight = weight - 0.1 * buffer
+    np.testing.assert_allclose(own["model"], weight, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("schedule", "falls"),
     [("cosine", lambda done: 0.5 * (1 + np.cos(np.pi * done))), ("linear", lambda done: 1 - done), ("constant", np.ones_like)],
