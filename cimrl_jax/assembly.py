@@ -6,11 +6,11 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cimrl_jax.config import Config, settings
+from cimrl_jax.config import OPTIMISED, Config, settings
 from cimrl_jax.data import source as sources
 from cimrl_jax.data import synonyms, tokenise, views
 from cimrl_jax.data.source import Dataset, Source
@@ -67,24 +67,31 @@ def programs(config: Config, dataset: Dataset, model: Model, method: str, *, lab
       UserError: the method needs what the data set lacks, or its training split lacks a class.
     """
     module, source = component("method", method), dataset.split(split)
-    together: dict[str, list[tuple[Method, Mapping[str, Any]]]] = {}
+    together: dict[str, list[_Setting]] = {}
     for setting in settings(config, method):
         prefix = f"method.{method}."
-        own = {key.removeprefix(prefix): value for key, value in setting.items() if key.startswith(prefix)}
-        record = module.build(make_options(module.Options, config.method.get(method, {}) | own, f"method.{method}"))
-        static = {key: value for key, value in own.items() if key not in record.hyper}
-        together.setdefault(repr(static), []).append((record, setting))
-    _check(dataset, source, split, method, next(iter(together.values()))[0][0])
+        options = config.method.get(method, {}) | {key.removeprefix(prefix): value for key, value in setting.items() if key.startswith(prefix)}
+        swept = {key.removeprefix("train."): value for key, value in setting.items() if key.startswith("train.")}
+        optimised = {key: swept.get(key, options.pop(key, getattr(config.train, key))) for key in OPTIMISED}
+        record = module.build(make_options(module.Options, options, f"method.{method}"))
+        static = {key: value for key, value in options.items() if key not in record.hyper}
+        together.setdefault(repr(static), []).append(_Setting(record, {**record.hyper, **optimised}, setting))
+    for first, *_ in together.values():
+        _check(dataset, source, split, method, first.method)
     found = [_program(config, dataset, model, source, members) for members in together.values()]
     names = [label or method] if len(found) == 1 else [f"{label or method}-{i + 1}" for i in range(len(found))]
     return [dataclasses.replace(own, name=name, label=label or method) for own, name in zip(found, names, strict=True)]
 
 
-def _program(
-    config: Config, dataset: Dataset, model: Model, source: Source, members: list[tuple[Method, Mapping[str, Any]]]
-) -> loop.Program:
+class _Setting(NamedTuple):
+    method: Method
+    hyper: Mapping[str, float]
+    swept: Mapping[str, Any]
+
+
+def _program(config: Config, dataset: Dataset, model: Model, source: Source, members: list[_Setting]) -> loop.Program:
     """Seeds x these settings, whose methods differ in traced numbers only."""
-    train, record = config.train, members[0][0]
+    train, record = config.train, members[0].method
     spec = Spec(
         num_classes=len(dataset.class_names),
         num_groups=len(dataset.group_names),
@@ -97,11 +104,6 @@ def _program(
         prompts=prompts(dataset) if record.needs_attribute_names else None,
         init_model=model.init,
     )
-    optimised = {key: getattr(train, key) for key in ("learning_rate", "weight_decay")}
-    hyper = [
-        {**own.hyper, **optimised, **{key.removeprefix("train."): value for key, value in setting.items() if key.startswith("train.")}}
-        for own, setting in members
-    ]
     count = len(config.seeds) * len(members)
     return loop.Program(
         name="",
@@ -119,8 +121,8 @@ def _program(
         ),
         source=source,
         seeds=config.seeds * len(members),
-        hyper=tuple(own for own in hyper for _ in config.seeds),
-        settings=tuple(setting for _, setting in members for _ in config.seeds),
+        hyper=tuple(own.hyper for own in members for _ in config.seeds),
+        settings=tuple(own.swept for own in members for _ in config.seeds),
         mesh=make_mesh(members=count, batch_size=train.batch_size, mesh_member=train.mesh_member, mesh_data=train.mesh_data),
         batch_size=train.batch_size,
         chunk=train.chunk,

@@ -27,6 +27,8 @@ from cimrl_jax.readers import read
 
 SAME_NUMBERS = {"numbers": False}  # metadata of a field that changes where and how fast, not what comes out
 VIEWS = "cimrl_jax.data.views"
+OPTIMISED = ("learning_rate", "weight_decay")
+"""Traced numbers of the optimiser, which every method may set for itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +151,7 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig, metadata=SAME_NUMBERS)
     method: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Options of each method, written method.<name>.<option>."""
+    """Options of each method, written method.<name>.<option>; method.<name>.learning_rate and .weight_decay replace those of train for that method."""
     sweep: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Values to try, by dotted key: sweep.method.<name>.<option>, sweep.train.learning_rate, sweep.train.weight_decay. Each method is trained in every
     combination of its own; what evaluate.selection finds best on validation, over all seeds, is reported."""
@@ -267,10 +269,16 @@ def _resolve(tree: dict[str, Any]) -> Config:
             raise OptionError(key, f"got {', '.join(map(str, values)) or 'none'}; expected at least one, each once")
     for name in sections:
         classes[name] = component("method", name, where=f"method.{name}").Options
-    method = {n: dataclasses.asdict(make_options(options, sections.get(n, {}), f"method.{n}", everywhere)) for n, options in classes.items()}
+    method = {name: _resolve_method(options, sections.get(name, {}), f"method.{name}", everywhere) for name, options in classes.items()}
     if config.model.dim % config.model.heads:
         raise OptionError("model.dim", f"got {config.model.dim}, expected a multiple of model.heads ({config.model.heads})")
     return dataclasses.replace(config, method=method)
+
+
+def _resolve_method(options: type, section: Any, where: str, everywhere: list[str]) -> dict[str, Any]:
+    given = dict(section) if isinstance(section, Mapping) else {}
+    own = {key: convert(given.pop(key), field_types(TrainConfig)[key], f"{where}.{key}") for key in OPTIMISED if key in given}
+    return dataclasses.asdict(make_options(options, given if isinstance(section, Mapping) else section, where, everywhere)) | own
 
 
 def _resolve_sweep(section: Any, everywhere: list[str]) -> dict[str, tuple[Any, ...]]:
@@ -280,10 +288,11 @@ def _resolve_sweep(section: Any, everywhere: list[str]) -> dict[str, tuple[Any, 
         name, _, option = key.removeprefix("method.").partition(".")
         if key.startswith("method.") and option:
             types = field_types(component("method", name, where=f"sweep.method.{name}").Options)
+            types |= {key: field_types(TrainConfig)[key] for key in OPTIMISED}
             if option not in types:
                 raise unknown_key(option, values, f"sweep.method.{name}.", list(types), everywhere)
             expected = types[option]
-        elif key in ("train.learning_rate", "train.weight_decay"):
+        elif key in [f"train.{name}" for name in OPTIMISED]:
             expected = field_types(TrainConfig)[option]
         else:
             raise OptionError(f"sweep.{key}", "cannot be swept; expected method.<name>.<option>, train.learning_rate or train.weight_decay")

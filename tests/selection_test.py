@@ -110,6 +110,14 @@ def test_options_that_are_not_traced_are_swept_by_a_program_each():
     assert programs[1].settings[2] == {"method.cimrl.ortho": "correlation", "method.cimrl.w_ci": 0.0}
 
 
+def test_a_method_may_have_a_learning_rate_and_weight_decay_of_its_own():
+    changes = {"method__cimrl__learning_rate": 0.5, "sweep": {"method.cimrl.weight_decay": (0.1, 0.2), "train.learning_rate": (0.3,)}}
+    erm, cimrl = assemble(tiny.study(methods=("erm", "cimrl"), seeds=(0,), **changes)).programs
+    assert [own["weight_decay"] for own in cimrl.hyper] == [0.1, 0.2] and erm.hyper[0]["weight_decay"] == 1e-4
+    assert {own["learning_rate"] for own in (*erm.hyper, *cimrl.hyper)} == {0.3}
+    assert assemble(tiny.study(methods=("cimrl",), method__cimrl__learning_rate=0.5)).programs[0].hyper[0]["learning_rate"] == 0.5
+
+
 def test_the_first_of_equal_settings_is_chosen_and_every_one_is_measured():
     config = tiny.study(sweep={"train.learning_rate": (0.01, 0.02)}, seeds=(0,))
     built = assemble(config)

@@ -13,7 +13,7 @@ validation split lacks. The authors standardise by the training split's features
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def build(options: Options) -> Method:
         share = known / jnp.maximum(jnp.sum(known), 1)
         mean = share @ told.features
         spread = jnp.sqrt(share @ (told.features - mean) ** 2)
-        spread = jnp.where(spread > 1e-6, spread, 1.0)
+        spread = jnp.where(spread > 1e-5 * jnp.abs(mean), spread, 1.0)  # less is the rounding of a constant
         x = jnp.concatenate([(told.features - mean) / spread, jnp.ones((len(known), 1))], axis=1)  # [n, k + 1]
 
         strength = _strength(x, told, known, keys[0], keys[1])
@@ -65,33 +65,23 @@ def _init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
     return {}, {"key": jax.random.key_data(key), "strength": jnp.zeros(())}
 
 
-class Places(NamedTuple):
-    """Where each row stands among the rows of its group, in a random order."""
-
-    first: Int[Array, " n"]
-    """One number per group, below n."""
-    rank: Int[Array, " n"]
-    size: Int[Array, " n"]
-
-
-def _places(key: Key[Array, ""], group: Int[Array, " n"]) -> Places:
+def _places(key: Key[Array, ""], group: Int[Array, " n"]) -> tuple[Int[Array, " n"], Int[Array, " n"]]:
+    """Each row's place among the rows of its group in a random order, and how many they are."""
     order = jnp.lexsort((jax.random.uniform(key, group.shape), group))
-    ordered = group[order]
-    first, last = (jnp.searchsorted(ordered, group, side=side) for side in ("left", "right"))
-    rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(group))) - first
-    return Places(first, rank, last - first)
+    first, last = (jnp.searchsorted(group[order], group, side=side) for side in ("left", "right"))
+    return jnp.zeros_like(order).at[order].set(jnp.arange(len(group))) - first, last - first
 
 
 def _balanced(key: Key[Array, ""], group: Int[Array, " n"], part: Bool[Array, " n"]) -> Bool[Array, " n"]:
     """A random subsample of `part` that has every group of it equally often."""
-    places = _places(key, jnp.where(part, group, -1))
-    return part & (places.rank < jnp.min(jnp.where(part, places.size, len(group))))
+    place, size = _places(key, jnp.where(part, group, -1))
+    return part & (place < jnp.min(jnp.where(part, size, len(group))))
 
 
 def _strength(x: Float[Array, "n k"], told: Told, known: Bool[Array, " n"], halves: Key[Array, ""], subsample: Key[Array, ""]) -> Float[Array, ""]:
     """The best C."""
-    places = _places(halves, jnp.where(known, 0, -1))
-    judging = known & (places.rank < places.size // 2)
+    place, size = _places(halves, jnp.where(known, 0, -1))
+    judging = known & (place < size // 2)
     own = _balanced(subsample, told.group, known & ~judging)
     fits = jax.vmap(lambda strength: _fit(x, told, own, strength))(jnp.asarray(STRENGTHS))  # [strengths, k, c]
     worst = jax.vmap(lambda fit: _worst_group(jnp.argmax(x @ fit, axis=-1) == told.label, told.group, judging))(fits)
@@ -100,9 +90,9 @@ def _strength(x: Float[Array, "n k"], told: Told, known: Bool[Array, " n"], halv
 
 def _worst_group(right: Bool[Array, " n"], group: Int[Array, " n"], part: Bool[Array, " n"]) -> Float[Array, ""]:
     """The lowest accuracy of a group within `part`."""
-    places = _places(jax.random.key(0), jnp.where(part, group, -1))
-    hits = jax.ops.segment_sum(right.astype(jnp.float32), places.first, num_segments=len(group))
-    return jnp.min(jnp.where(part, hits[places.first] / places.size, jnp.inf))
+    _, own = jnp.unique(group, return_inverse=True, size=len(group))
+    hits, number = (jax.ops.segment_sum((part & rows).astype(jnp.float32), own, num_segments=len(group)) for rows in (right, jnp.ones_like(right)))
+    return jnp.min(jnp.where(number > 0, hits / jnp.maximum(number, 1.0), jnp.inf))
 
 
 def _fit(x: Float[Array, "n k"], told: Told, own: Bool[Array, " n"], strength: Float[Array, ""]) -> Float[Array, "k c"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -98,3 +100,20 @@ def test_batches_are_drawn_group_balanced():
     columns, rows = tiny.feed(program)(0, 20)
     share = np.mean(np.asarray(columns.group)[np.asarray(rows)] == 1)
     assert share == pytest.approx(0.5, abs=0.05)
+
+
+ALIKE = "group_dro", "reweight", "resample", "subsample", "cvar_dro", "irm", "mixup", "lisa"
+"""The methods that weigh, draw or pair the examples."""
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_scarce_data_never_gives_nan(name, tmp_path):
+    own = tiny.source(24, classes=3)
+    own.label[:] = np.where(np.arange(24) == 7, 2, np.arange(24) > 12)
+    own.group[:] = 2 * own.label + (np.arange(24) % 9 == 0)
+    assert np.bincount(own.label).tolist() == [12, 11, 1]  # a class with one example,
+    assert np.bincount(own.group, minlength=6).tolist() == [10, 2, 10, 1, 1, 0]  # an empty group, and batches of four lack others
+    trained = tiny.train(tiny.program(tiny.method(name), own, classes=3, steps=12, seeds=(0,)), tmp_path)
+    assert all(np.isfinite(x).all() for x in tiny.arrays(trained.final))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines and all(np.isfinite(line["loss"]) for line in lines)
