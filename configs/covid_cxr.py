@@ -6,8 +6,6 @@ Result:    1 seed, fold 0, accuracy / worst group of test: ERM 75.5 / 0, ceiling
 """
 
 config = {
-    "name": "covid_cxr",
-    "workdir": "runs/covid_cxr",
     "methods": ("erm", "group_dro", "cimrl"),
     "seeds": (0, 1, 2, 3, 4),
     "data": {"name": "covid_cxr", "fold": 0},

@@ -7,8 +7,6 @@ Result:    worst group of test_balanced, 5 seeds: ERM 36.8 ± 2.8, GroupDRO 33.8
 """
 
 config = {
-    "name": "digits",
-    "workdir": "runs/digits",
     "methods": ("erm", "group_dro", "cimrl"),
     "seeds": (0, 1, 2, 3, 4),
     "data": {"name": "digits"},

@@ -6,8 +6,6 @@ Result:    2 seeds x 500 steps, worst group of test_balanced: ERM 19.3, CIMRL 38
 """
 
 config = {
-    "name": "digits_av",
-    "workdir": "runs/digits_av",
     "methods": ("erm", "group_dro", "cimrl"),
     "seeds": (0, 1, 2, 3, 4),
     "data": {"name": "digits_av"},

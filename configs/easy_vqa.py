@@ -6,8 +6,6 @@ Result:    1 seed, worst group of test_balanced: ERM 0, ceiling 67.3 % (other me
 """
 
 config = {
-    "name": "easy_vqa",
-    "workdir": "runs/easy_vqa",
     "methods": ("erm", "group_dro", "cimrl"),
     "seeds": (0, 1, 2, 3, 4),
     "data": {"name": "easy_vqa"},

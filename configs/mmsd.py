@@ -6,8 +6,6 @@ Result:    1 seed, worst group of test_balanced: ERM 61.1, ceiling 68.4 % (other
 """
 
 config = {
-    "name": "mmsd",
-    "workdir": "runs/mmsd",
     "methods": ("erm", "group_dro", "cimrl"),
     "seeds": (0, 1, 2, 3, 4),
     "data": {"name": "mmsd", "normalise_numbers": True},

@@ -6,8 +6,6 @@ Result:    5 seeds, worst group of test_balanced: ERM 58.5, CIMRL 88.2, ceiling 
 """
 
 config = {
-    "name": "synthetic",
-    "workdir": "runs/synthetic",
     "methods": ("erm", "group_dro", "cimrl"),
     "seeds": (0, 1, 2, 3, 4),
     "data": {"name": "synthetic"},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -47,13 +49,12 @@ def test_value_and_gradient_are_those_of_the_linear_program(alpha):
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_equal_weights_agree_with_the_package_dro(alpha):
     torch, package = pytest.importorskip("torch"), importlib.util.find_spec("dro")
-    if package is None:
+    if package is None or package.origin is None:
         pytest.skip("dro is not installed")
     # The package's __init__ imports solvers and boosted trees; the one file needs torch only.
-    path = pathlib.Path(package.submodule_search_locations[0]) / "neural_model" / "fdro_utils.py"
-    spec = importlib.util.spec_from_file_location("fdro_utils", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader = importlib.machinery.SourceFileLoader("fdro_utils", str(pathlib.Path(package.origin).parent / "neural_model" / "fdro_utils.py"))
+    module = types.ModuleType(loader.name)
+    loader.exec_module(module)
     reference = module.RobustLoss(size=alpha, reg=0.0, geometry="cvar")
     rng = np.random.default_rng(1)
     for _ in range(10):
@@ -71,7 +72,9 @@ def loss_of(batch, **options):
     record, model = tiny.method("cvar_dro", **options), tiny.shallow(2)
     params, state = init_params(jax.random.key(0), model=model, method=record, spec=tiny.spec(tiny.source()))
     hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
-    loss, _ = record.stages[0].loss(state, hyper, model, params, batch, jax.random.key(1))
+    stage_loss = record.stages[0].loss
+    assert stage_loss
+    loss, _ = stage_loss(state, hyper, model, params, batch, jax.random.key(1))
     return loss, cross_entropy(base.forward(model, params, batch, None).logits, batch.label)
 
 

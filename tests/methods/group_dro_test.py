@@ -68,9 +68,10 @@ def test_the_group_weights_follow_the_paper_over_50_steps(adjustment):
 def test_the_gradient_treats_the_updated_weights_as_constants():
     own, record, model, _, state, _ = make_case(0.0)
     batch = tiny.batch(own, slice(10))
-    (_, (new, _)), gradient = jax.value_and_grad(
-        lambda p: record.stages[0].loss(state.method, state.hyper, model, p, batch, jax.random.key(0)), has_aux=True
-    )(state.params)
+    loss = record.stages[0].loss
+    assert loss
+    own_loss = jax.value_and_grad(lambda p: loss(state.method, state.hyper, model, p, batch, jax.random.key(0)), has_aux=True)
+    (_, (new, _)), gradient = own_loss(state.params)
 
     def weighted(params):
         losses = cross_entropy(base.forward(model, params, batch, None).logits, batch.label)
@@ -116,4 +117,5 @@ def test_scarce_data_never_gives_nan(name, tmp_path):
     trained = tiny.train(tiny.program(tiny.method(name), own, classes=3, steps=12, seeds=(0,)), tmp_path)
     assert all(np.isfinite(x).all() for x in tiny.arrays(trained.final))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines and all(np.isfinite(line["loss"]) for line in lines)
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses and np.isfinite(losses).all()

@@ -82,7 +82,9 @@ def make_case(**options):
     params, state = init_params(jax.random.key(0), model=model, method=record, spec=spec)
     hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
     batch = tiny.batch(own, slice(12))
-    loss = jax.jit(lambda state: record.stages[0].loss(state, hyper, model, params, batch, jax.random.key(1)))
+    stage_loss = record.stages[0].loss
+    assert stage_loss
+    loss = jax.jit(lambda state: stage_loss(state, hyper, model, params, batch, jax.random.key(1)))
     logits = base.forward(model, params, batch, None).logits
     return loss, state, by_hand(logits, batch.label, np.ones(12), np.array(spec.group_attribute)[batch.group])
 

@@ -45,6 +45,8 @@ def draws(monkeypatch, count, **options):
     own, record, model = tiny.source(24), tiny.method("lisa", **options), tiny.shallow(2)
     spec = dataclasses.replace(tiny.spec(own), group_attribute=(1, 0, 0, 1))  # not the group id modulo 2
     params, state = init_params(jax.random.key(0), model=model, method=record, spec=spec)
+    loss = record.stages[0].loss
+    assert loss
     hyper, batch, seen = {name: jnp.float32(value) for name, value in record.hyper.items()}, tiny.batch(own, slice(12)), []
 
     def mix(model, params, batch, partner, share, key, at):
@@ -52,7 +54,7 @@ def draws(monkeypatch, count, **options):
         return jnp.zeros(()), {}
 
     def drawn(key):
-        record.stages[0].loss(state, hyper, model, params, batch, key)
+        loss(state, hyper, model, params, batch, key)
         return seen.pop()
 
     monkeypatch.setattr(base, "mix", mix)
@@ -83,8 +85,8 @@ def test_without_a_partner_it_is_plain_training():
     params, state = init_params(jax.random.key(0), model=model, method=record, spec=tiny.spec(own))
     hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
     batch = tiny.batch(own, np.flatnonzero(own.group == 2)[:4])
-    arguments = hyper, model, params, batch, jax.random.key(2)
-    assert float(record.stages[0].loss(state, *arguments)[0]) == pytest.approx(float(base.erm_loss({}, *arguments)[0]), rel=1e-6)
+    arguments, loss = (hyper, model, params, batch, jax.random.key(2)), record.stages[0].loss
+    assert loss and float(loss(state, *arguments)[0]) == pytest.approx(float(base.erm_loss({}, *arguments)[0]), rel=1e-6)
 
 
 def test_batches_are_drawn_group_balanced():

@@ -77,14 +77,15 @@ def test_partners_are_a_uniform_permutation_of_the_rows_that_weigh():
 @pytest.mark.parametrize("alpha", [0.2, 2.0])
 def test_one_share_a_batch_follows_the_beta_law(alpha, monkeypatch):
     record, (model, params, batch, _) = tiny.method("mixup", alpha=alpha), make_case()
-    hyper, seen = {name: jnp.float32(value) for name, value in record.hyper.items()}, []
+    hyper, loss, seen = {name: jnp.float32(value) for name, value in record.hyper.items()}, record.stages[0].loss, []
+    assert loss
 
     def mix(model, params, batch, partner, share, key, at):
         seen.append((partner, share))
         return jnp.zeros(()), {}
 
     def drawn(key):
-        record.stages[0].loss({}, hyper, model, params, batch, key)
+        loss({}, hyper, model, params, batch, key)
         return seen.pop()
 
     monkeypatch.setattr(base, "mix", mix)
@@ -102,7 +103,9 @@ def test_what_weighs_nothing_changes_nothing(at):
     junk = dataclasses.replace(
         batch, inputs={m: jnp.where(light[:, None, None], jnp.nan, x) for m, x in batch.inputs.items()}, label=jnp.where(light, 2, batch.label)
     )
-    own = jax.jit(jax.value_and_grad(lambda params, batch: record.stages[0].loss({}, hyper, model, params, batch, jax.random.key(3))[0]))
+    loss = record.stages[0].loss
+    assert loss
+    own = jax.jit(jax.value_and_grad(lambda params, batch: loss({}, hyper, model, params, batch, jax.random.key(3))[0]))
     tiny.assert_equal(own(params, junk), own(params, batch))
 
 

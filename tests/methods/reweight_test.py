@@ -32,7 +32,9 @@ def run(own, batch, **options):
     record, model = tiny.method("reweight", **options), tiny.shallow(2)
     params, state = init_params(jax.random.key(0), model=model, method=record, spec=tiny.spec(own))
     hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
-    loss, _ = jax.jit(lambda params, batch: record.stages[0].loss(state, hyper, model, params, batch, jax.random.key(1)))(params, batch)
+    stage_loss = record.stages[0].loss
+    assert stage_loss
+    loss, _ = jax.jit(lambda params, batch: stage_loss(state, hyper, model, params, batch, jax.random.key(1)))(params, batch)
     log_p = scipy.special.log_softmax(np.asarray(base.forward(model, params, batch, None).logits, np.float64), axis=1)
     return float(loss), -log_p[np.arange(len(log_p)), np.asarray(batch.label)]
 

@@ -258,7 +258,8 @@ def test_cost_is_drawn_against_the_worst_group(sample):
     lines = sample.runs()
     for run in lines:
         run["train"]["seconds"] *= 100 if run["method"] == "cimrl" else 1
-    assert "200×" in figures(sample.results(lines), [])["tradeoff"].svg  # so far off, on a logarithmic axis
+    far = figures(sample.results(lines), [])["tradeoff"].svg
+    assert all(f">{tick}×</text>" in far for tick in (1, 2, 5, 10, 20, 50, 100, 200))  # so far off, on a logarithmic axis
     assert "tradeoff" not in figures(sample.results(sample.runs(methods=("cimrl", "ceiling"))), [])
 
 
