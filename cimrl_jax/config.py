@@ -282,8 +282,10 @@ def _resolve_method(options: type, section: Any, where: str, everywhere: list[st
 
 
 def _resolve_sweep(section: Any, everywhere: list[str]) -> dict[str, tuple[Any, ...]]:
-    """Dotted keys, however they were nested, and each value as its key's type."""
+    """Dotted keys, however they were nested, and each value as its key's type; the word none is an empty sweep."""
     found = {}
+    if section is None or (isinstance(section, str) and section.strip().lower() == "none"):
+        return found
     for key, values in _leaves(section, "sweep"):
         name, _, option = key.removeprefix("method.").partition(".")
         if key.startswith("method.") and option:

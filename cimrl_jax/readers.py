@@ -1,4 +1,4 @@
-"""A config file as a plain nested dict: a `.py` file's variable `config`, or a `.yaml` file."""
+"""A config file as a plain nested dict: a `.py` file's variable `config` or one entry of its `settings`, or a `.yaml` file."""
 
 from __future__ import annotations
 
@@ -15,30 +15,47 @@ from cimrl_jax.errors import UserError, nearest
 def read(path: pathlib.Path) -> Any:
     """What the file holds.
 
-    A `.py` file is executed by itself, like a script, and must define `config`; a `.yaml` file is read safely and may not give a key twice.
+    A `.py` file is executed by itself, like a script, and must define `config`; `file.py:entry` reads that entry of its dict `settings`, without the
+    entry's `source`. A `.yaml` file is read safely and may not give a key twice.
 
     Raises:
       UserError: there is no such file, it ends otherwise, or it does not parse; with the line, where there is one.
     """
+    entry = ""
+    if not path.is_file() and ".py:" in path.name:
+        name, _, entry = path.name.rpartition(":")
+        path = path.with_name(name)
     readers = {".py": _read_python, ".yaml": _read_yaml, ".yml": _read_yaml}
     if not path.is_file():
         beside = [str(other) for other in path.parent.glob("*") if other.suffix in readers]
         raise UserError(f"there is no config file {path}; {nearest(str(path), beside)}")
     if path.suffix not in readers:
         raise UserError(f"{path}: expected a config file that ends in .py or .yaml")
-    return readers[path.suffix](path)
+    return _entry(path, entry) if entry else readers[path.suffix](path)
 
 
 def _read_python(path: pathlib.Path) -> Any:
+    names = _run(path)
+    if "config" not in names:
+        also = f", or {path}:ENTRY to read one of {', '.join(names['settings'])}" if "settings" in names else ""
+        raise UserError(f"{path}: expected a variable `config`, a nested dict such as {{'train': {{'steps': 800}}}}{also}")
+    return names["config"]
+
+
+def _entry(path: pathlib.Path, entry: str) -> Any:
+    entries = _run(path).get("settings", {})
+    if entry not in entries:
+        raise UserError(f"{path}: no entry {entry!r} in its `settings`; {nearest(entry, entries)}")
+    return {key: value for key, value in entries[entry].items() if key != "source"}
+
+
+def _run(path: pathlib.Path) -> dict[str, Any]:
     try:
-        names = runpy.run_path(str(path))
+        return runpy.run_path(str(path))
     except Exception as error:
         inside = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = inside[-1] if inside else error.lineno if isinstance(error, SyntaxError) else 1
         raise UserError(f"{path}, line {line}: {type(error).__name__}: {' '.join(str(error).split())}") from error
-    if "config" not in names:
-        raise UserError(f"{path}: expected a variable `config`, a nested dict such as {{'train': {{'steps': 800}}}}")
-    return names["config"]
 
 
 class _Loader(yaml.SafeLoader):

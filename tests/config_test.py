@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
+import runpy
 from typing import Annotated, Any, Literal
 
 import hypothesis
@@ -13,7 +15,7 @@ import yaml
 
 from cimrl_jax import config as config_module
 from cimrl_jax import options as options_module
-from cimrl_jax.config import Config, DataConfig, ModelConfig, fingerprint, load, settings, to_dict, to_yaml
+from cimrl_jax.config import OPTIMISED, Config, DataConfig, ModelConfig, fingerprint, load, settings, to_dict, to_yaml
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import Range, component, convert, field_types, known, make_options
 
@@ -279,7 +281,7 @@ def test_a_missing_file_names_the_one_beside_it(tmp_path):
 def test_a_python_file_may_hold_a_config(tmp_path):
     file = tmp_path / "run.py"
     file.write_text(
-        "from cimrl_jax.config import Config, DataConfig, TrainConfig\n"
+        "from cimrl_jax.config import OPTIMISED, Config, DataConfig, TrainConfig\n"
         "config = Config(methods=('plain',), data=DataConfig(name='moons', options={'size': 4}), train=TrainConfig(steps=9))"
     )
     config = load(file)
@@ -314,6 +316,30 @@ def test_every_config_of_the_project_loads_and_says_what_it_yields(real, file):
     assert "Cost" in about and "Result" in about
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "studies").glob("*.py")), ids=lambda path: path.stem)
+def test_every_study_is_an_overlay_whose_methods_build(real, file):
+    config = load(f"{ROOT / 'configs' / 'digits.py'},{file}")
+    assert config.name == f"digits-{file.stem}" and f"--config configs/digits.py,configs/studies/{file.name}" in file.read_text()
+    for name in config.methods:
+        assert settings(config, name)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs" / "papers").glob("*.py")), ids=lambda path: path.stem)
+def test_every_published_setting_names_its_source_and_builds(real, file):
+    entries = runpy.run_path(str(file))["settings"]
+    assert entries
+    for name, entry in entries.items():
+        assert re.search(r" et al\. \d{4}|& \w+ \d{4}", entry["source"]), f"{name} does not say who published it"
+        config = load(f"{ROOT / 'configs' / 'digits.py'},{file}:{name}")
+        assert config.methods == tuple(entry["methods"])
+        for method in config.methods:
+            module = component("method", method)
+            own = {key: value for key, value in config.method[method].items() if key not in OPTIMISED}
+            assert module.build(module.Options(**own)).stages
+        for key, value in entry["train"].items():
+            assert getattr(config.train, key) == value
+
+
 def test_a_sweep_reads_dotted_and_nested_keys_as_their_own_types():
     nested = load({**SMALL, "sweep": {"method": {"robust": {"eta": [0, "0.5"], "warmup": [4]}}, "train": {"learning_rate": (1e-3,)}}})
     typed = load(SMALL, {"sweep.method.robust.eta": "0,0.5", "sweep.method.robust.warmup": "4", "sweep.train.learning_rate": "0.001"})
@@ -324,6 +350,7 @@ def test_a_sweep_reads_dotted_and_nested_keys_as_their_own_types():
     assert settings(nested, "robust") == [first, first | {"method.robust.eta": 0.5}]
     assert settings(nested, "plain") == [{"train.learning_rate": 0.001}]
     assert settings(load(SMALL), "plain") == [{}]
+    assert load(nested, {"sweep": "none"}).sweep == {}
 
 
 @pytest.mark.parametrize(
@@ -349,3 +376,17 @@ def test_of_several_files_the_later_win_key_by_key(tmp_path):
     assert (config.methods, config.train.steps, config.train.learning_rate, config.data.options["size"]) == (("robust",), 7, 0.25, 20)
     assert config.method["robust"] == {"eta": 0.5, "warmup": 3}
     assert load(f"{second},{first}").train.learning_rate == 0.5
+
+
+def test_an_entry_of_a_files_settings_is_an_overlay(tmp_path):
+    file = tmp_path / "paper.py"
+    file.write_text("settings = {'robust': {'methods': ('robust',), 'train': {'steps': 3}, 'source': 'A. Author 2020, table 1'}}")
+    base = tmp_path / "base.yaml"
+    base.write_text(to_yaml(load(SMALL)))
+    assert load(f"{base},{file}:robust").train.steps == 3
+    with pytest.raises(UserError, match=r"no entry 'robst' in its `settings`; did you mean 'robust'"):
+        load(f"{file}:robst")
+    with pytest.raises(UserError, match=r"expected a variable `config`.*or .*paper.py:ENTRY to read one of robust"):
+        load(str(file))
+    with pytest.raises(UserError, match="there is no config file"):
+        load(f"{tmp_path / 'other.py'}:robust")

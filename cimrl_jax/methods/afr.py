@@ -50,8 +50,8 @@ def build(options: Options) -> Method:
         assert spec.init_model is not None
         n = spec.num_examples
         held = jax.random.permutation(key, n) < min(max(round(options.held_out * n), 1), n - 1)
-        # The whole first model, though only its head is read: what belongs to the head is known from stage 2 on, the state's shape from the start.
-        return {}, {"held": held, "weight": jnp.ones((n,)), "first": spec.init_model(key)}
+        # A whole model's parameters, though only the head's will not be 0: what they look like is known here, which of them are the head's is not.
+        return {}, {"held": held, "weight": jnp.ones((n,)), "first": jax.tree.map(jnp.zeros_like, spec.init_model(key))}
 
     stages = (
         Stage(share=options.first, loss=base.erm_loss, draw=_draw(held=False)),
@@ -77,7 +77,9 @@ def _draw(*, held: bool) -> Any:
 
 
 def _enter(state: Any, hyper: Hyper, model: Model, params: Params, fresh: Params, told: Told) -> tuple[Any, Params]:
-    return {"held": state["held"], "weight": _weight(told, state["held"], hyper["gamma"]), "first": params["model"]}, params
+    weight = _weight(told, state["held"], hyper["gamma"])
+    first = model.head.put(state["first"], *model.head.get(params["model"]))
+    return {"held": state["held"], "weight": weight, "first": first}, params
 
 
 def _weight(told: Told, held: Bool[Array, " n"], gamma: Float[Array, ""]) -> Float[Array, " n"]:

@@ -125,9 +125,9 @@ def both_ways(logits: Float[Array, "b c"], label: Int[Array, " b"], weight: Floa
     """CLIP's loss on the batch: each image against the prompts of all examples, each example's prompt against all images. Padding is in no sum."""
     pairs = logits[:, label]  # [b, b]: image i, prompt of example j
     near = jnp.diagonal(pairs)
-    usable = (weight > 0)[None, :] | jnp.eye(len(weight), dtype=bool)
-    images = jax.nn.logsumexp(jnp.where(usable, pairs, -jnp.inf), axis=1) - near
-    texts = jax.nn.logsumexp(jnp.where(usable.T, pairs, -jnp.inf), axis=0) - near
+    usable = weight > 0
+    images = jax.nn.logsumexp(jnp.where(usable[None, :], pairs, -jnp.inf), axis=1) - near
+    texts = jax.nn.logsumexp(jnp.where(usable[:, None], pairs, -jnp.inf), axis=0) - near
     return masked_mean((images + texts) / 2, weight)
 
 

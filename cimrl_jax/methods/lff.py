@@ -51,7 +51,7 @@ def _loss(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, 
     logits = base.forward(model, params, batch, keys[1]).logits
     hardness = cross_entropy(logits, batch.label)
     losses = jnp.stack([cross_entropy(biased, batch.label), hardness], axis=-1)  # [b, 2]
-    state = _remember(state, jax.lax.stop_gradient(losses), batch, hyper["decay"], unseen=logits.shape[-1])
+    state = _remember(state, losses, batch, hyper["decay"], unseen=logits.shape[-1])
     weight = _difficulty(state, batch, unseen=logits.shape[-1])
     debiased = masked_mean(weight * hardness, batch.weight)
     loss = debiased + masked_mean(generalized_cross_entropy(biased, batch.label, hyper["q"]), batch.weight)

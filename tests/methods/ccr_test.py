@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +20,16 @@ CLASSES, ROWS, COVARIANCE, PENALTY, LAM = 3, 30, 0.4, 0.2, 0.7
 PARTS = ("left", "right", "shared")
 
 
-def make_case(unit="feature"):
+def make(**options) -> Any:
+    return tiny.method("ccr", **options)
+
+
+def make_case(unit="feature", junk=np.nan):
     """A batch with two rows of padding, the method, and what it is trained with."""
     own, model = tiny.source(ROWS, classes=CLASSES), tiny.shallow(CLASSES)
     batch = tiny.batch(own, slice(12), weight=jnp.where(jnp.arange(12) < 10, 1.0, 0.0))
-    batch = batch.replace(index=batch.index.at[-1].set(10**6), inputs={m: x.at[10:].set(1e4) for m, x in batch.inputs.items()})
-    record = tiny.method("ccr", unit=unit, covariance=COVARIANCE, penalty=PENALTY, lam=LAM)
+    batch = dataclasses.replace(batch, index=batch.index.at[-1].set(10**6), inputs={m: x.at[10:].set(junk) for m, x in batch.inputs.items()})
+    record = make(unit=unit, covariance=COVARIANCE, penalty=PENALTY, lam=LAM)
     params = {"model": model.init(jax.random.key(1)), "method": {}}
     params["model"] = model.head.put(params["model"], params["model"]["combined"] * 3, jnp.asarray([0.3, -0.1, 0.2]))
     return batch, record, model, params, {name: jnp.float32(value) for name, value in record.hyper.items()}
@@ -68,12 +74,12 @@ def test_stage_2_equals_the_equations_with_codes_zeroed_one_by_one(unit):
 
 
 def test_the_probability_of_the_whole_is_a_constant():
-    batch, record, model, params, hyper = make_case("modality")
+    batch, record, model, params, hyper = make_case("modality", junk=1e4)
     kernel, _ = model.head.get(params["model"])
 
-    def necessity(bias, whole):
+    def necessity(bias, whole: Any):
         codes = model.encode(params["model"], model.embed(params["model"], batch.inputs, batch.present))
-        label, total = jnp.arange(12), 0.0
+        label, total = jnp.arange(12), jnp.zeros(12)
         for part in PARTS:
             left = jax.nn.softmax(model.decide(model.head.put(params["model"], kernel, bias), {**codes, part: jnp.zeros_like(codes[part])}).logits)
             fall = whole - left[label, batch.label]
@@ -102,7 +108,7 @@ def test_the_weights_are_the_inverse_shares_of_class_and_rightness():
         for outcome in (True, False):
             cell = (label == c) & (right == outcome)
             expected[cell] = n / max(cell.sum(), 1)
-    record, params = tiny.method("ccr"), {"model": {"x": jnp.ones(2)}, "method": {}}
+    record, params = make(), {"model": {"x": jnp.ones(2)}, "method": {}}
     told = Told(jnp.asarray(logits), jnp.zeros((n, 0)), jnp.asarray(label), jnp.full(n, -1))
     state, kept = record.stages[1].enter({"weight": jnp.ones(n)}, {}, tiny.shallow(CLASSES), params, {}, told)
     np.testing.assert_allclose(state["weight"], expected, rtol=1e-6)

@@ -139,6 +139,18 @@ def test_names_are_read_by_the_models_text_modality_and_train_it():
     assert all(np.isfinite(x).all() for x in tiny.arrays(gradient))
 
 
+def test_names_are_read_with_every_other_modality_absent():
+    record, hyper, state, params, batch = make_case(prompts="text")
+
+    def encode(own, slots, key=None):  # a text's code tells whether there was something else beside it
+        codes = MODEL.encode(own, slots, key)
+        return codes | {"left": codes["left"] + jnp.any(slots["right"].mask, axis=-1)[:, None]}
+
+    codes = MODEL.encode(params["model"], MODEL.embed(params["model"], batch.inputs, batch.present))
+    alone, beside = (record.predict(state, hyper, model, params, codes) for model in (MODEL, MODEL._replace(encode=encode)))
+    np.testing.assert_array_equal(alone, beside)
+
+
 def test_what_each_setting_must_be_told():
     told = {}
     for prompts, spurious in itertools.product(("learned", "text"), ("labels", "none")):

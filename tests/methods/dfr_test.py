@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,8 @@ def make_told(classes, scale=1.0, seed=0):
 def enter(told, key=4):
     """(state, kernel, bias) after the last stage."""
     classes = told.logits.shape[1]
-    record, model, own = tiny.method("dfr", refits=REFITS), tiny.shallow(classes), tiny.source(classes=classes)
+    record: Any = tiny.method("dfr", refits=REFITS)
+    model, own = tiny.shallow(classes), tiny.source(classes=classes)
     _, state = record.init(jax.random.key(key), tiny.spec(own, classes=classes))
     params = {"model": model.init(jax.random.key(0)), "method": {}}
     fit = jax.jit(lambda state, told: record.stages[1].enter(state, {}, model, params, params, told))
@@ -134,11 +137,11 @@ def test_group_ids_scales_and_rows_of_unknown_group_change_nothing():
     told = make_told(3)
     _, kernel, bias = enter(told)
     order = jnp.asarray([3, 0, 5, 1, 4, 2])
-    _, permuted, permuted_bias = enter(told.replace(group=jnp.where(told.group >= 0, order[told.group], -1)))
+    _, permuted, permuted_bias = enter(dataclasses.replace(told, group=jnp.where(told.group >= 0, order[told.group], -1)))
     np.testing.assert_array_equal(permuted, kernel)
     np.testing.assert_array_equal(permuted_bias, bias)
     unknown = (told.group < 0)[:, None]
-    other = enter(told.replace(features=jnp.where(unknown, -5.0, told.features), label=jnp.where(unknown[:, 0], 2, told.label)))
+    other = enter(dataclasses.replace(told, features=jnp.where(unknown, -5.0, told.features), label=jnp.where(unknown[:, 0], 2, told.label)))
     np.testing.assert_array_equal(other[1], kernel)
     _, scaled, _ = enter(make_told(3, scale=100.0))
     np.testing.assert_allclose(scaled * 100, kernel, atol=2e-3)

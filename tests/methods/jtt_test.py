@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +24,16 @@ def told(logits):
     return Told(jnp.asarray(logits), jnp.zeros((len(logits), 0)), jnp.asarray(LABEL), jnp.full(len(logits), -1))
 
 
+def second() -> Any:
+    return tiny.method("jtt").stages[1]
+
+
 def draw(errors, upweight):
-    stage = tiny.method("jtt").stages[1]
-    return stage.draw(Population(0, LABEL, np.full(5, -1), {"errors": np.array(errors)}, {"upweight": upweight}))
+    return second().draw(Population(0, LABEL, np.full(5, -1), {"errors": np.array(errors)}, {"upweight": upweight}))
 
 
 def test_the_error_set_is_what_the_first_model_gets_wrong_and_the_second_begins_afresh():
-    stage, fresh = tiny.method("jtt").stages[1], {"model": {"new": jnp.ones(2)}, "method": {}}
+    stage, fresh = second(), {"model": {"new": jnp.ones(2)}, "method": {}}
     old = {"model": {"old": jnp.ones(2)}, "method": {}}
     state, params = stage.enter({"errors": jnp.zeros(5, bool)}, {}, tiny.shallow(3), old, fresh, told(LOGITS))
     assert state["errors"].tolist() == ERRORS
@@ -60,13 +64,13 @@ def test_killed_in_the_second_stage_and_resumed_equals_straight(tmp_path):
 
 def test_without_errors_the_second_stage_is_erm_from_fresh_weights(tmp_path):
     record = tiny.method("jtt", first=0.5)
-    first, second = record.stages
+    first, last = record.stages
 
     def faultless(state, hyper, model, params, fresh, said):
-        return second.enter(state, hyper, model, params, fresh, said.replace(logits=jax.nn.one_hot(said.label, 2)))
+        return second().enter(state, hyper, model, params, fresh, said.replace(logits=jax.nn.one_hot(said.label, 2)))
 
     plain = Stage(0.5, base.erm_loss, enter=lambda state, hyper, model, params, fresh, said: (state, fresh))
-    right = tiny.train(tiny.program(record._replace(stages=(first, second._replace(enter=faultless)))), tmp_path / "right")
+    right = tiny.train(tiny.program(record._replace(stages=(first, last._replace(enter=faultless)))), tmp_path / "right")
     erm = tiny.train(tiny.program(record._replace(stages=(first, plain))), tmp_path / "erm")
     tiny.assert_equal(right.final, erm.final)
     usual = tiny.train(tiny.program(record), tmp_path / "usual")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,7 +58,7 @@ def test_averages_weights_and_loss_follow_the_authors_code(case):
         rows[1] = rows[0]  # an example that the batch holds twice
         batch = tiny.batch(own, rows, weight=jnp.where(jnp.arange(8) < 6, 1.0, 0.0))
         junk = jnp.where(batch.weight > 0, batch.index, jnp.asarray([0, 0, 0, 0, 0, 0, 3, 10**6]))
-        batch = batch.replace(index=junk, label=jnp.where(batch.weight > 0, batch.label, 0))
+        batch = dataclasses.replace(batch, index=junk, label=jnp.where(batch.weight > 0, batch.label, 0))
 
         index, label = rows[:6], own.label[rows[:6]]
         log_p = [scipy.special.log_softmax(np.asarray(forward(p, batch), np.float64), 1)[:6] for p in (biased_params(state.params), state.params)]

@@ -42,7 +42,7 @@ def test_each_valid_partner_is_equally_likely():
 
 def draws(monkeypatch, count, **options):
     """Many draws of (partners, shares) for one batch, and the batch's labels and attributes."""
-    own, record, model = tiny.source(24), tiny.method("lisa", **options), tiny.shallow(2)
+    own, record, model = tiny.source(24), tiny.method("lisa", at="slots", **options), tiny.shallow(2)
     spec = dataclasses.replace(tiny.spec(own), group_attribute=(1, 0, 0, 1))  # not the group id modulo 2
     params, state = init_params(jax.random.key(0), model=model, method=record, spec=spec)
     loss = record.stages[0].loss
@@ -50,6 +50,7 @@ def draws(monkeypatch, count, **options):
     hyper, batch, seen = {name: jnp.float32(value) for name, value in record.hyper.items()}, tiny.batch(own, slice(12)), []
 
     def mix(model, params, batch, partner, share, key, at):
+        assert at == "slots"
         seen.append((partner, share))
         return jnp.zeros(()), {}
 

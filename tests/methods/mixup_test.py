@@ -76,11 +76,12 @@ def test_partners_are_a_uniform_permutation_of_the_rows_that_weigh():
 
 @pytest.mark.parametrize("alpha", [0.2, 2.0])
 def test_one_share_a_batch_follows_the_beta_law(alpha, monkeypatch):
-    record, (model, params, batch, _) = tiny.method("mixup", alpha=alpha), make_case()
+    record, (model, params, batch, _) = tiny.method("mixup", alpha=alpha, at="slots"), make_case()
     hyper, loss, seen = {name: jnp.float32(value) for name, value in record.hyper.items()}, record.stages[0].loss, []
     assert loss
 
     def mix(model, params, batch, partner, share, key, at):
+        assert at == "slots"
         seen.append((partner, share))
         return jnp.zeros(()), {}
 
