@@ -114,7 +114,8 @@ class TrainConfig:
 class EvaluateConfig:
     selection: Literal["own", "worst_class", "worst_group", "average", "last"] = "own"
     """The validation accuracy that selects the model among those of train.eval_every, and the setting of a sweep; last takes the last. worst_group
-    reads validation groups; own does so for methods that are told groups anyway, and takes worst_class for all others."""
+    reads validation groups; own is each method's: worst_group for those that are told groups anyway, or whose authors select so
+    and the data allows it; worst_class for all others."""
     ceiling: bool = True
     """Whether ERM is also trained on data without the shortcut, where the data set can make it: the accuracy to aim at."""
     batch_size: Annotated[int, Range(low=1)] = field(default=200, metadata=SAME_NUMBERS)

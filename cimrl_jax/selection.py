@@ -64,7 +64,9 @@ class Look:
         asked = self.config.evaluate.selection
         if asked != "own":
             return asked
-        return "worst_group" if method.needs_groups or method.needs_validation_groups else "worst_class"
+        if method.needs_groups or method.needs_validation_groups:
+            return "worst_group"
+        return method.selection if method.selection in self.rules else "worst_class"
 
     def plan(self, own: loop.Program) -> loop.Plan:
         """When and how the training of a program is looked at."""

@@ -233,6 +233,8 @@ class Method(NamedTuple):
     """Fits something to the validation split's group labels."""
     needs_attribute_names: bool = False
     """Reads the names of the spurious attribute's values."""
+    selection: Literal["worst_class", "worst_group"] = "worst_class"
+    """The validation accuracy by which its authors select models; for methods that are told groups anyway it is always worst_group."""
 
 
 @flax.struct.dataclass

@@ -136,6 +136,7 @@ def test_what_the_own_rule_is_and_what_a_method_needs(swept):
     look = Look(config, assemble(tiny.study()))
     assert look.rule(tiny.method("erm")) == look.rule(tiny.method("cimrl")) == "worst_class"
     assert look.rule(tiny.method("group_dro")) == "worst_group"
+    assert look.rule(tiny.method("erm")._replace(selection="worst_group")) == "worst_group"
     assert look.rule(tiny.method("erm")._replace(needs_validation_groups=True)) == "worst_group"
     assert needs(tiny.method("erm")) == "none"
     assert needs(tiny.method("erm")._replace(needs_groups=True, needs_attribute_names=True)) == "attribute names + groups"
@@ -148,6 +149,7 @@ def test_without_groups_no_rule_reads_them_and_asking_for_one_is_refused_before_
     lacking = dataclasses.replace(built, dataset=dataclasses.replace(built.dataset, splits=nameless))
     look = Look(config, lacking)
     assert look.rules == ("worst_class", "average", "last")
+    assert Look(tiny.study(), lacking).rule(tiny.method("erm")._replace(selection="worst_group")) == "worst_class"
     with pytest.raises(UserError, match="the validation split has no known groups; use worst_class"):
         look.plan(built.programs[0])
 

@@ -1,4 +1,4 @@
-"""Automatic feature reweighting (Qiu et al. 2023, arXiv 2306.11074). Sees labels only.
+"""Automatic feature reweighting (Qiu et al. 2023, arXiv 2306.11074). Sees labels only; selected by worst group.
 
 Stage 1 is empirical risk minimisation on a random part of the training split. Stage 2 trains the head alone, on the part that was held out, where the
 first model has not seen the answers and its doubts tell who is in a minority:
@@ -66,7 +66,7 @@ def build(options: Options) -> Method:
             weight_decay="head_weight_decay",
         ),
     )
-    return Method(init=init, stages=stages, hyper=base.swept(options), explain=base.explain)
+    return Method(init=init, stages=stages, hyper=base.swept(options), explain=base.explain, selection="worst_group")
 
 
 def _draw(*, held: bool) -> Any:

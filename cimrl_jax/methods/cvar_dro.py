@@ -1,4 +1,4 @@
-"""CVaR DRO: the mean loss of the worst share of each batch. Sees labels only.
+"""CVaR DRO: the mean loss of the worst share of each batch. Sees labels only; selected by worst group.
 
 `L = max_q sum_i q_i CE_i` over distributions q on the batch with `q_i <= p_i / alpha`, p the examples' shares of the batch's weight. So the worst
 examples count, as far as their shares add up to alpha, the last of them with what is left. No gradient goes through q.
@@ -30,7 +30,7 @@ class Options:
 
 def build(options: Options) -> Method:
     """The method record."""
-    return Method(init=_init, stages=(Stage(share=1.0, loss=_loss),), hyper=base.swept(options), explain=base.explain)
+    return Method(init=_init, stages=(Stage(share=1.0, loss=_loss),), hyper=base.swept(options), explain=base.explain, selection="worst_group")
 
 
 def _init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:

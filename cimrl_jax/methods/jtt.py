@@ -1,4 +1,4 @@
-"""Just train twice (Liu et al. 2021, arXiv 2107.09044). Sees labels only.
+"""Just train twice (Liu et al. 2021, arXiv 2107.09044). Sees labels only; selected by worst group.
 
 Stage 1 is empirical risk minimisation for a short while. What it then gets wrong of the training split is the error set. Stage 2 begins again from
 fresh weights, on the training split with `upweight` further copies of the error set. Where stage 1 makes no error, stage 2 is plain empirical risk
@@ -35,7 +35,7 @@ def build(options: Options) -> Method:
         Stage(share=options.first, loss=base.erm_loss),
         Stage(share=1 - options.first, loss=_loss, enter=_enter, reads="train", draw=_draw),
     )
-    return Method(init=_init, stages=stages, hyper=base.swept(options), explain=base.explain)
+    return Method(init=_init, stages=stages, hyper=base.swept(options), explain=base.explain, selection="worst_group")
 
 
 def _init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:

@@ -1,4 +1,4 @@
-"""Learning from failure (Nam et al. 2020, arXiv 2007.02561, algorithm 1). Sees labels only.
+"""Learning from failure (Nam et al. 2020, arXiv 2007.02561, algorithm 1). Sees labels only; selected by worst group.
 
 Two networks are trained side by side. The biased one minimises the generalised cross entropy, which follows what is easy; the other one the cross
 entropy, weighted by how much harder the biased network finds the example:
@@ -36,7 +36,7 @@ class Options:
 
 def build(options: Options) -> Method:
     """The method record."""
-    return Method(init=_init, stages=(Stage(share=1.0, loss=_loss),), hyper=base.swept(options), explain=base.explain)
+    return Method(init=_init, stages=(Stage(share=1.0, loss=_loss),), hyper=base.swept(options), explain=base.explain, selection="worst_group")
 
 
 def _init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:

@@ -8,6 +8,7 @@ config = {
         *("erm", "mixup", "cvar_dro", "lff", "jtt", "afr", "ccr", "poe", "cf_vqa", "css", "cimrl"),  # labels only
         *("dfr", "group_dro", "reweight", "resample", "subsample", "irm", "lisa", "clip_contrastive"),  # group labels
     ),
+    "train": {"eval_every": 50},
     "sweep": {
         "method.cvar_dro.alpha": (0.1, 0.3),
         "method.lff.q": (0.7, 0.9),
