@@ -11,8 +11,8 @@ config = {
     "train": {"eval_every": 50},
     "sweep": {
         "method.cvar_dro.alpha": (0.1, 0.3),
-        "method.lff.q": (0.7, 0.9),
-        "method.jtt.upweight": (5.0, 20.0, 50.0),
+        "method.lff.q": (0.5, 0.7),
+        "method.jtt.upweight": (5.0, 20.0),
         "method.afr.gamma": (4.0, 12.0),
         "method.group_dro.weight_decay": (1e-4, 1.0),
         "method.reweight.weight_decay": (1e-4, 1.0),
