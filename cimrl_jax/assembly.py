@@ -98,6 +98,7 @@ def _program(config: Config, dataset: Dataset, model: Model, source: Source, mem
         num_examples=len(source),
         steps=train.steps,
         slots=model.slots,
+        dim=config.model.dim,
         class_counts=sources.class_counts(source, len(dataset.class_names)),
         group_counts=sources.group_counts(source, len(dataset.group_names)) if record.needs_groups else (),
         group_attribute=dataset.group_attribute if record.needs_groups else (),

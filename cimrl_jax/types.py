@@ -83,6 +83,8 @@ class Spec:
     num_examples: int
     steps: int
     slots: Mapping[str, SlotSpec]
+    dim: int
+    """Width of every code."""
     class_counts: tuple[int, ...]
     group_counts: tuple[int, ...] = ()
     group_attribute: tuple[int, ...] = ()
@@ -91,8 +93,6 @@ class Spec:
     """Only for methods that declare `needs_attribute_names`."""
     init_model: Callable[[Key[Array, ""]], Params] | None = None
     """A fresh set of the model's parameters, for methods that train a second network."""
-    dim: int = 0
-    """Width of every code."""
 
 
 @flax.struct.dataclass

@@ -139,6 +139,7 @@ def spec(own: ArraySource, *, classes: int = 2, steps: int = 10, layout: Mapping
         num_examples=len(own),
         steps=steps,
         slots=layout,
+        dim=DIM,
         class_counts=tuple(np.bincount(own.label, minlength=classes).tolist()),
         group_counts=tuple(np.bincount(own.group, minlength=2 * classes).tolist()),
         group_attribute=(0, 1) * classes,
