@@ -152,10 +152,10 @@ class Config:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     report: ReportConfig = field(default_factory=ReportConfig, metadata=SAME_NUMBERS)
     method: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Options of each method, written method.<name>.<option>; method.<name>.learning_rate and .weight_decay replace those of train for that method."""
+    """Options of each method, written method.<name>.<option>; its learning_rate and weight_decay, if given, replace those of train."""
     sweep: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Values to try, by dotted key: sweep.method.<name>.<option>, sweep.train.learning_rate, sweep.train.weight_decay. Each method is trained in every
-    combination of its own; what evaluate.selection finds best on validation, over all seeds, is reported."""
+    """Values to try, by dotted key: sweep.method.<name>.<option>, sweep.train.learning_rate, sweep.train.weight_decay. Each method is trained in
+    every combination of its own; what evaluate.selection finds best on validation, over all seeds, is reported."""
 
 
 def load(source: str | os.PathLike[str] | Mapping[str, Any] | Config, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -125,7 +125,8 @@ def _evaluate(best: Finished, look: Look) -> tuple[list[dict[str, Any]], list[di
         for entry, i, *reports in zip(selection, best.members, *brief.values(), strict=True):
             kept = {name: {key: report[key] for key in BRIEF} for name, report in zip(brief, reports, strict=True)}
             entry[other] = {"step": int(chosen.step[i]), "splits": kept}
-    found, cards = explain.examine(explain.Explained(own.label, own.method, own.model, best.picked(rule)), dataset, look.headlines[-1], shown=look.config.report.examples)
+    explained = explain.Explained(own.label, own.method, own.model, best.picked(rule))
+    found, cards = explain.examine(explained, dataset, look.headlines[-1], shown=look.config.report.examples)
     seconds, steps = trained.clock["seconds"], trained.clock["steps_timed"]
     train = {
         "steps": own.spec.steps,

@@ -45,7 +45,9 @@ def test_the_method(example, monkeypatch):
     monkeypatch.setattr(module.base, "forward", lambda *_: Outputs(logits=logits, heads={}, codes={}, extras={}))
     label, weight = jnp.array([0, 0, 1]), jnp.array([1.0, 1.0, 0.0])
     batch = Batch(inputs={}, present={}, label=label, group=label, index=label, weight=weight)
-    value, _ = method.stages[0].loss({}, {"power": jnp.float32(1)}, None, {}, batch, jax.random.key(0))
+    loss = method.stages[0].loss
+    assert loss is not None
+    value, _ = loss({}, {"power": jnp.float32(1)}, None, {}, batch, jax.random.key(0))
     p = 1 / (1 + np.exp([-2.0, 1.0]))
     assert value == pytest.approx(np.mean((1 - p) * -np.log(p)), rel=1e-5)
 

@@ -18,9 +18,11 @@ import time
 import pytest
 import yaml
 
-from cimrl_jax import experiment, files
+from cimrl_jax import files
+from cimrl_jax.assembly import assemble
 from cimrl_jax.config import fingerprint, load, plain
 from cimrl_jax.main import main
+from cimrl_jax.selection import Look
 from cimrl_jax.train import loop
 from tests import tiny
 
@@ -201,8 +203,9 @@ def steps_done(workdir):
 
 def final(workdir):
     config = load(workdir / "config.yaml")
-    program = experiment.assemble(config).programs[0]
-    return loop.restore(program, workdir / "checkpoints" / program.name)
+    built = assemble(config)
+    program = built.programs[0]
+    return loop.restore(program, Look(config, built).rules, workdir / "checkpoints" / program.name)
 
 
 def test_killed_at_any_point_and_started_again_gives_the_same_bits(study, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 
 import cimrl_jax
 from cimrl_jax.assembly import assemble
+from cimrl_jax.data.source import ArraySource
 from cimrl_jax.errors import UserError
 from cimrl_jax.evaluate import robustness
 from cimrl_jax.selection import Finished, Look, choose, needs
@@ -96,7 +97,8 @@ def test_a_sweep_is_one_program_and_the_best_on_validation_over_all_seeds_is_rep
 def test_a_swept_member_equals_a_run_of_that_setting_alone(swept, tmp_path):
     config, results, _ = swept
     setting = results.runs[0]["setting"]
-    alone = cimrl_jax.run(dataclasses.replace(config, sweep={}, workdir=str(tmp_path)), quiet=True, **{key: value for key, value in setting.items()})
+    alone = cimrl_jax.run(dataclasses.replace(config, sweep={}, workdir=str(tmp_path)), quiet=True, **setting)
+    assert alone is not None
     for run, other in zip(results.runs, alone.runs, strict=True):
         assert run["splits"]["test"]["accuracy"] == pytest.approx(other["splits"]["test"]["accuracy"])
         assert run["splits"]["test"]["ece"] == pytest.approx(other["splits"]["test"]["ece"], rel=1e-3)
@@ -145,7 +147,11 @@ def test_what_the_own_rule_is_and_what_a_method_needs(swept):
 def test_without_groups_no_rule_reads_them_and_asking_for_one_is_refused_before_training():
     config = tiny.study(evaluate__selection="worst_group")
     built = assemble(config)
-    nameless = {name: dataclasses.replace(source, group=np.full_like(source.group, -1)) for name, source in built.dataset.splits.items()}
+    nameless = {
+        name: ArraySource(source.inputs, source.label, np.full_like(source.group, -1))
+        for name, source in built.dataset.splits.items()
+        if isinstance(source, ArraySource)
+    }
     lacking = dataclasses.replace(built, dataset=dataclasses.replace(built.dataset, splits=nameless))
     look = Look(config, lacking)
     assert look.rules == ("worst_class", "average", "last")
@@ -158,15 +164,15 @@ def test_a_validation_split_without_minority_examples_scores_the_groups_that_it_
     config = tiny.study(evaluate__selection="worst_group")
     built = assemble(config)
     validation = built.dataset.split("validation")
+    assert isinstance(validation, ArraySource)
     kept = np.flatnonzero(validation.group % 3 == 0)  # label = attribute
-    part = dataclasses.replace(
-        validation, inputs={m: x[kept] for m, x in validation.inputs.items()}, label=validation.label[kept], group=validation.group[kept], present={}, regions=None
-    )  # fmt: skip
+    part = ArraySource({m: x[kept] for m, x in validation.inputs.items()}, validation.label[kept], validation.group[kept])
     dataset = dataclasses.replace(built.dataset, splits={**built.dataset.splits, "validation": part})
     look = Look(config, dataclasses.replace(built, dataset=dataset))
     own = built.programs[0]
     scores, reports = look.plan(own).score(tiny.members(own), 6)
-    right = look.measure(Finished(own, loop.Trained({"last": loop.Selected(tiny.members(own).params, {}, np.zeros(2), np.zeros(2))}, {}, None, {}), (0, 1)), "last", "validation")
+    fresh = loop.Selected(tiny.members(own).params, {}, np.zeros(2), np.zeros(2))
+    right = look.measure(Finished(own, loop.Trained({"last": fresh}, {}, None, {}), (0, 1)), "last", "validation")
     for member, report in enumerate(right):
         found = [group["accuracy"] for group in report["groups"].values() if group["n"]]
         assert len(found) == 2 and scores["worst_group"][member] == min(found) == robustness.select("worst_group", report)

@@ -73,10 +73,8 @@ def make_predict(
     def forward(members: Members, records: Any) -> Said:
         params = members.params["model"]
         codes = model.encode(params, model.embed(params, records["inputs"], records["present"]))
-        if predicted is None:
-            logits = model.decide(params, codes).logits
-        else:
-            logits = predicted(members.state, members.hyper, model, members.params, codes)
+        own = () if predicted is None else (members.state, members.hyper, model, members.params, codes)
+        logits = predicted(*own) if predicted else model.decide(params, codes).logits
         wide = model.head.features(codes)
         return Said(logits.astype(jnp.float32), wide if features else wide[..., :0])  # type: ignore[arg-type]
 

@@ -47,11 +47,10 @@ def build(options: Options) -> Method:
     """The method record."""
 
     def init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
-        assert spec.init_model is not None
-        n = spec.num_examples
+        n, width = spec.num_examples, spec.dim * (len(spec.slots) + 1)  # the head reads a code of every modality and the shared one
         held = jax.random.permutation(key, n) < min(max(round(options.held_out * n), 1), n - 1)
-        # A whole model's parameters, though only the head's will not be 0: what they look like is known here, which of them are the head's is not.
-        return {}, {"held": held, "weight": jnp.ones((n,)), "first": jax.tree.map(jnp.zeros_like, spec.init_model(key))}
+        first = jnp.zeros((width, spec.num_classes)), jnp.zeros((spec.num_classes,))
+        return {}, {"held": held, "weight": jnp.ones((n,)), "first": first}
 
     stages = (
         Stage(share=options.first, loss=base.erm_loss, draw=_draw(held=False)),
@@ -78,8 +77,7 @@ def _draw(*, held: bool) -> Any:
 
 def _enter(state: Any, hyper: Hyper, model: Model, params: Params, fresh: Params, told: Told) -> tuple[Any, Params]:
     weight = _weight(told, state["held"], hyper["gamma"])
-    first = model.head.put(state["first"], *model.head.get(params["model"]))
-    return {"held": state["held"], "weight": weight, "first": first}, params
+    return {"held": state["held"], "weight": weight, "first": model.head.get(params["model"])}, params
 
 
 def _weight(told: Told, held: Bool[Array, " n"], gamma: Float[Array, ""]) -> Float[Array, " n"]:
@@ -94,7 +92,7 @@ def _weight(told: Told, held: Bool[Array, " n"], gamma: Float[Array, ""]) -> Flo
 def _loss(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
     logits = base.forward(model, params, batch, None).logits  # the codes stay as they are: no dropout
     weighted = masked_mean(state["weight"][batch.index] * cross_entropy(logits, batch.label), batch.weight)
-    pairs = zip(model.head.get(params["model"]), model.head.get(state["first"]), strict=True)
+    pairs = zip(model.head.get(params["model"]), state["first"], strict=True)
     distance = sum(jnp.sum((own - first) ** 2) for own, first in pairs)
     loss = weighted + hyper["lam"] * distance
     return loss, (state, base.figures(loss, logits, batch, distance=jnp.asarray(distance)))

@@ -2,13 +2,16 @@
 
 For each example one modality that it has is drawn. The contribution of slot j to the true answer is `<d(logit_y - mean of the others)/dx_j, x_j>`;
 critical are the fewest slots with the share eta of all positive contribution. Two samples are made: x+ keeps the critical slots and masks the rest of
-that modality, x- masks the critical ones. What x+ is predicted as (its top N classes) cannot be the answer of x-:
+that modality, x- masks the critical ones. What x+ is predicted as (its top N classes) is no answer of x-, which may be left with none:
 
-    loss = CE(x, y) + weight * ( -log(1 - p_y(x-)) if y is in the top N of x+, else -log p_y(x-) )
+    loss = BCE(x, a) + weight BCE(x-, a-),  a = onehot(y),  a- = a without the top N classes of x+
 
-p is the base's: the model's own ("ce"), or in training a product of experts with bias heads on the original's codes ("poe": see methods/poe.py).
+BCE is binary cross entropy, summed over classes, of the logits z ("ce") or of `z + sum_m log((b_m + s) / (1 - b_m + s))` ("poe": the smoothed product
+of experts of Clark et al. 2019, arXiv 1909.03683). b_m are the probabilities of a bias head on the code of the original's modality m, which learns by
+its own cross entropy and moves no encoder. The prediction is z alone.
+
 The paper sums the gradient alone, on features that are never negative; slots have either sign, so here it is gradient times slot, and the share is of
-relu'd contributions in place of their softmax.
+relu'd contributions in place of their softmax. In the authors' code s is learned, starting at sigmoid(-1).
 """
 
 from __future__ import annotations
@@ -19,11 +22,11 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from cimrl_jax.counterfactual import attribution, intervene, reference
 from cimrl_jax.errors import UserError
-from cimrl_jax.losses import cross_entropy, masked_mean, product_of_experts
+from cimrl_jax.losses import cross_entropy, masked_mean
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
 from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Slots, SlotSpec, Spec, Stage
@@ -34,11 +37,13 @@ class Options:
     """What is masked, and what the counterfactual is taught."""
 
     base: Literal["ce", "poe"] = "poe"
-    """The loss that the counterfactuals come on top of: cross entropy, or a product of experts."""
+    """What the samples are trained with: binary cross entropy, or a product of experts with bias heads."""
     share: Annotated[float, Range(above=0, high=1)] = 0.65
     """eta: critical are the fewest slots with this share of the modality's contribution to the answer."""
     top: Annotated[int, Range(low=1)] = 1
     """N: the label is no answer of x- if it is among this many most likely classes of x+."""
+    smooth: Annotated[float, Range(above=0)] = 0.27
+    """s of the product of experts: the larger, the less a bias head that is sure counts."""
     weight: float = 1.0
     """Weight of the counterfactual's loss."""
     hidden: Annotated[int, Range(low=1)] = 32
@@ -82,16 +87,15 @@ def build(options: Options) -> Method:
 
         codes = model.encode(params["model"], jax.tree.map(lambda *two: jnp.stack(two), slots, samples.counterfactual), keys[1])  # [2, b, ...]
         logits, altered = model.decide(params["model"], codes).logits
-        learned, biases = jnp.zeros(()), []
+        answer = jax.nn.one_hot(batch.label, logits.shape[-1])
+        learned, known = jnp.zeros(()), jnp.zeros(())
         for m, head in params["method"].items():
             bias, _ = reference.read(head, Slots(jax.lax.stop_gradient(codes[m][0])[:, None], batch.present[m][:, None]))
             learned += masked_mean(cross_entropy(bias, batch.label), batch.weight * batch.present[m])
-            biases.append(jax.lax.stop_gradient(bias))
-        original, counterfactual = (product_of_experts(x, *biases) if biases else x for x in (logits, altered))
-
-        answer = jnp.where(taken, unlikelihood(counterfactual, batch.label), cross_entropy(counterfactual, batch.label))
-        l_x = masked_mean(cross_entropy(original, batch.label), batch.weight)
-        l_cf = masked_mean(answer, batch.weight * samples.made)
+            p = jax.nn.softmax(jax.lax.stop_gradient(bias))
+            known += jnp.where(batch.present[m][:, None], jnp.log(p + hyper["smooth"]) - jnp.log(1.0 - p + hyper["smooth"]), 0.0)
+        l_x = masked_mean(binary(logits + known, answer), batch.weight)
+        l_cf = masked_mean(binary(altered + known, answer * ~taken[:, None]), batch.weight * samples.made)
         total = l_x + hyper["weight"] * l_cf + learned
         figures = base.figures(total, logits, batch, l_x=l_x, l_cf=l_cf, taken=masked_mean(taken.astype(jnp.float32), batch.weight * samples.made))
         return total, (state, figures)
@@ -130,13 +134,12 @@ def fewest(contribution: Float[Array, "b n"], share: Float[Array, ""] | float) -
     return jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1).astype(jnp.float32)
 
 
-def among_top(logits: Float[Array, "b c"], label: Int[Array, " b"], top: int) -> Array:
-    """Whether fewer than `top` classes are likelier than the label. [b]"""
+def among_top(logits: Float[Array, "b c"], label: Int[Array, " b"], top: int) -> Bool[Array, " b"]:
+    """Whether fewer than `top` classes are likelier than the label."""
     own = jnp.take_along_axis(logits, label[:, None], axis=-1)
     return jnp.sum(logits > own, axis=-1) < top
 
 
-def unlikelihood(logits: Float[Array, "b c"], label: Int[Array, " b"]) -> Float[Array, " b"]:
-    """`-log(1 - p_y)` in nats."""
-    others = jnp.where(jax.nn.one_hot(label, logits.shape[-1], dtype=bool), -jnp.inf, logits)
-    return jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(others, axis=-1)
+def binary(logits: Float[Array, "b c"], answers: Float[Array, "b c"]) -> Float[Array, " b"]:
+    """Binary cross entropy, summed over classes, in nats."""
+    return jnp.sum(jax.nn.softplus(logits) - answers * logits, axis=-1)

@@ -178,8 +178,8 @@ def build_model(
     return Model(
         init=jax.jit(init),
         embed=embed,  # type: ignore[arg-type]
-        encode=encode,
-        decide=decide,
+        encode=encode,  # type: ignore[arg-type]
+        decide=decide,  # type: ignore[arg-type]
         perturb=perturb,
         regions=regions,
         render=render,  # type: ignore[arg-type]

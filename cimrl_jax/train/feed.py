@@ -114,4 +114,3 @@ class Feed:
 def _corner(part: tuple[slice, ...]) -> tuple[int, ...]:
     """Where a device's share of an array begins."""
     return tuple(axis.start or 0 for axis in part)
-

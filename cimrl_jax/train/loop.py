@@ -160,9 +160,7 @@ def _trained(carry: dict[str, Any], clock: dict[str, float]) -> Trained:
 
 
 def _member(program: Program) -> Callable[..., Any]:
-    return functools.partial(
-        fused.init_member, model=program.model, method=program.method, spec=program.spec, optimizer=program.stage_optimizer(0)
-    )
+    return functools.partial(fused.init_member, model=program.model, method=program.method, spec=program.spec, optimizer=program.stage_optimizer(0))
 
 
 def _carry(state: Any, rules: tuple[str, ...]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def make_batch(*, spread: bool, weight=None, present=None):
 @functools.cache
 def compiled(intervention, most=0.5):
     plan = editor.Plan("reference", intervention, 2, most, LAYOUT, 2)
-    spec = Spec(num_classes=2, num_groups=0, num_examples=ROWS, steps=10, slots=LAYOUT, class_counts=(12, 12))
+    spec = Spec(num_classes=2, num_groups=0, num_examples=ROWS, steps=10, slots=LAYOUT, dim=2, class_counts=(12, 12))
     state = editor.init(jax.random.key(0), spec, plan)[1]
 
     @jax.jit

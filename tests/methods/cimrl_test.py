@@ -38,9 +38,12 @@ def make_case(**options):
 def compiled(**options):
     record, model, params, state, batch = make_case(**options)
 
+    loss = record.stages[0].loss
+    assert loss is not None
+
     @jax.jit
     def run(hyper, params, state, batch):
-        return jax.value_and_grad(lambda p: record.stages[0].loss(state, hyper, model, p, batch, KEY), has_aux=True)(params)
+        return jax.value_and_grad(lambda p: loss(state, hyper, model, p, batch, KEY), has_aux=True)(params)
 
     return run
 
@@ -214,7 +217,9 @@ def test_every_way_to_identify_goes_with_every_intervention(identify, interventi
         assert told["edited"][m].shape == own.values.shape and np.isfinite(told["edited"][m]).all()
         assert (np.asarray(told["evidence"][m]) >= 0).all() and not np.asarray(told["evidence"][m])[~mask].any()
         assert set(np.unique(told["chosen"][m])) <= {0.0, 1.0} and not np.asarray(told["chosen"][m])[~mask].any()
-    loss, (after, metrics) = record.stages[0].loss(state, hyper, model, params, batch, KEY)
+    run = record.stages[0].loss
+    assert run is not None
+    loss, (after, metrics) = run(state, hyper, model, params, batch, KEY)
     assert np.isfinite(loss) and all(np.isfinite(x).all() for x in tiny.arrays((after, metrics)))
 
 

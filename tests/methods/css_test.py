@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from sklearn.metrics import log_loss
 
 from cimrl_jax.errors import UserError
 from cimrl_jax.methods import css
@@ -29,7 +30,7 @@ def spec():
 
 def make_case(**options) -> tuple[Any, ...]:
     """(method, traced numbers, parameters, batch with weights in which "right" is absent now and then)."""
-    record = tiny.method("css", hidden=4, share=SHARE, weight=0.6, **options)
+    record = tiny.method("css", hidden=4, share=SHARE, weight=0.6, smooth=0.2, **options)
     own, _ = record.init(jax.random.key(1), spec())
     hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
     return record, hyper, {"model": MODEL.init(jax.random.key(0)), "method": own}, tiny.batch(SOURCE, slice(ROWS), weight=WEIGHT)
@@ -122,12 +123,12 @@ def test_the_label_is_ruled_out_where_it_is_among_the_top():
         np.testing.assert_array_equal(css.among_top(jnp.asarray(logits), jnp.asarray(label), top), expected)
 
 
-def test_unlikelihood_is_the_cross_entropy_of_every_other_class_together():
-    logits = 4 * np.random.default_rng(0).normal(size=(40, CLASSES)).astype(np.float32)
-    label = np.arange(40) % CLASSES
-    p = scipy.special.softmax(logits.astype(np.float64), axis=1)[np.arange(40), label]
-    np.testing.assert_allclose(css.unlikelihood(jnp.asarray(logits), jnp.asarray(label)), -np.log(1 - p), rtol=1e-4, atol=1e-5)
-    assert css.unlikelihood(jnp.array([[60.0, 0.0]]), jnp.array([0])) == pytest.approx(60)  # where 1 - p is 0 in float32
+def test_binary_cross_entropy_equals_scikit_learn():
+    logits, answers = 3 * np.random.default_rng(0).normal(size=(20, CLASSES)), np.random.default_rng(1).integers(0, 2, (20, CLASSES))
+    p = scipy.special.expit(logits)
+    expected = [sum(log_loss([a], [q], labels=[0, 1]) for a, q in zip(*row, strict=True)) for row in zip(answers, p, strict=True)]
+    found = css.binary(jnp.asarray(logits, jnp.float32), jnp.asarray(answers, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def loss_by_hand(params, batch, top):
@@ -140,18 +141,22 @@ def loss_by_hand(params, batch, top):
     taken = [int(y) in likely[:top] for y, likely in zip(label, order, strict=True)]
     codes, codes_minus = MODEL.encode(model, slots), MODEL.encode(model, minus)
     z, z_minus = MODEL.decide(model, codes).logits, MODEL.decide(model, codes_minus).logits
-    known, learned = 0.0, 0.0
+    bias, learned = jnp.zeros((ROWS, CLASSES)), 0.0
     for m, head in params["method"].items():
-        code = jax.lax.stop_gradient(codes[m])
-        bias = jax.nn.relu(code @ head["inner"] + head["inner_bias"]) @ head["outer"] + head["outer_bias"]
-        said = jax.nn.log_softmax(jnp.where(batch.present[m][:, None], bias, 0.0))
-        here = weight * batch.present[m]
-        learned -= jnp.sum(said[jnp.arange(ROWS), label] * here) / jnp.sum(here)
-        known += jax.lax.stop_gradient(said)
-    log_p, log_p_minus = (jax.nn.log_softmax(jax.nn.log_softmax(x) + known)[jnp.arange(ROWS), label] for x in (z, z_minus))
-    answer = jnp.where(jnp.array(taken), -jnp.log(1 - jnp.exp(log_p_minus)), -log_p_minus)
+        said = jax.nn.relu(jax.lax.stop_gradient(codes[m]) @ head["inner"] + head["inner_bias"]) @ head["outer"] + head["outer_bias"]
+        p, here = jax.nn.softmax(said), batch.present[m]
+        learned -= jnp.sum(jnp.log(p[jnp.arange(ROWS), label]) * weight * here) / jnp.sum(weight * here)
+        odds = (jax.lax.stop_gradient(p) + 0.2) / (1 - jax.lax.stop_gradient(p) + 0.2)
+        bias += jnp.log(jnp.where(here[:, None], odds, 1.0))
+
+    def binary(logits, answers):
+        p = jax.nn.sigmoid(logits + bias)
+        return -jnp.sum(jnp.where(answers, jnp.log(p), jnp.log(1 - p)), axis=1)
+
+    answers = np.asarray(label)[:, None] == np.arange(CLASSES)
     here = weight * samples.made
-    loss = -jnp.sum(log_p * weight) / jnp.sum(weight) + 0.6 * jnp.sum(answer * here) / jnp.sum(here) + learned
+    loss = jnp.sum(binary(z, answers) * weight) / jnp.sum(weight) + learned
+    loss += 0.6 * jnp.sum(binary(z_minus, answers & ~np.array(taken)[:, None]) * here) / jnp.sum(here)
     return loss, np.average(taken, weights=np.asarray(here))
 
 

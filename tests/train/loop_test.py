@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from tests import tiny
 def two_stages(traces=None):
     """ERM, then again from fresh parameters with examples weighted by how often the first stage drew them: state that the second stage needs."""
     traces = [] if traces is None else traces
-    erm = tiny.method("erm").stages[0].loss
+    erm = base.erm_loss
 
     def count(state, hyper, model, params, batch, key):
         traces.append("first")
@@ -238,7 +239,8 @@ def test_a_stage_that_trains_the_head_leaves_all_else_bit_for_bit(staged):
     moved = fused.make_step(program.model, program.method.stages[1], program.stage_optimizer(1), augment=False)
     member = jax.tree.map(lambda x: x[0], trained.final)
     after, _ = jax.jit(moved)(member, tiny.batch(program.source))
-    changed = {jax.tree_util.keystr(path) for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(member.params), jax.tree.leaves(after.params), strict=True) if (x != y).any()}  # fmt: skip
+    paths, leaves = jax.tree_util.tree_leaves_with_path(member.params), jax.tree.leaves(after.params)
+    changed = {jax.tree_util.keystr(path) for (path, x), y in zip(paths, leaves, strict=True) if (x != y).any()}
     assert changed == {"['model']['combined']", "['model']['bias']"}
 
 
@@ -287,6 +289,7 @@ def test_every_stage_has_a_schedule_and_numbers_of_its_own():
         params = {"model": {"x": jnp.zeros(())}}
         state, own = optimizer.init(params), []
         for _ in range(steps):
+            updates: Any
             updates, state = optimizer.update(params | {"model": {"x": jnp.ones(())}}, state, params)
             own.append(abs(float(updates["model"]["x"])))
         sizes.append(own)

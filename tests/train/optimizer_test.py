@@ -59,7 +59,7 @@ def test_sgd_is_what_pytorch_calls_sgd():
     rng = np.random.default_rng(0)
     weight, gradients = rng.normal(size=(2, 3)), rng.normal(size=(6, 2, 3))
     tx = make_optimizer(steps=6, warmup=0.0, schedule="constant", clip_norm=0.0, kind="sgd", momentum=0.8)(numbers(0.1, 0.05))
-    own = {"model": jnp.asarray(weight, jnp.float32)}
+    own: Any = {"model": jnp.asarray(weight, jnp.float32)}
     state, buffer = tx.init(own), None
     for gradient in gradients:
         updates, state = tx.update({"model": jnp.asarray(gradient, jnp.float32)}, state, own)
