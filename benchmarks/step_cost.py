@@ -1,4 +1,4 @@
-"""What a step of each method costs relative to ERM's: operations as XLA counts them, and time side by side. One JSON line per method.
+"""What a step of each method costs relative to ERM's: operations as XLA counts them, and time side by side. One JSON line per method and stage.
 
 Command: python benchmarks/step_cost.py [--config configs/digits.py] [any field, as --a.b value] > benchmarks/results/step_cost.jsonl
 
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cimrl_jax import experiment
+from cimrl_jax.assembly import assemble
 from cimrl_jax.config import Config
 from cimrl_jax.evaluate import efficiency
 from cimrl_jax.main import parse
@@ -31,18 +31,21 @@ ROUNDS, STEPS = 15, 10
 
 
 class Side(NamedTuple):
-    """One method, ready to be timed."""
+    """One stage of a method, ready to be timed."""
 
     name: str
+    share: float
+    """Of the run's steps."""
     run: Callable[[], float]
     cost: dict[str, float | None]
     compile_seconds: float
 
 
-def prepare(program: loop.Program) -> Side:
+def prepare(program: loop.Program, stage: int) -> Side:
     """Compiles one step of one member."""
-    step = fused.make_step(program.model, program.method.stages[0], program.optimizer, augment=program.augment)
-    state = fused.init_member(0, program.hyper[0], model=program.model, method=program.method, spec=program.spec, optimizer=program.optimizer)
+    optimizer, ends = program.stage_optimizer(stage), [0, *program.boundaries()]
+    step = fused.make_step(program.model, program.method.stages[stage], optimizer, augment=program.augment)
+    state = fused.init_member(0, program.hyper[0], model=program.model, method=program.method, spec=program.spec, optimizer=optimizer)
     fetched = fused.resident(dataclasses.replace(program, seeds=(0,)).feed()(0, 1), jnp.int32(0))
     batch = jax.tree.map(lambda x: x[0], fetched)
     began = time.perf_counter()
@@ -57,13 +60,15 @@ def prepare(program: loop.Program) -> Side:
         jax.block_until_ready(metrics)
         return (time.perf_counter() - began) / STEPS
 
-    return Side(program.name, run, efficiency.cost(compiled), seconds)
+    name = program.name if sum(own.loss is not None for own in program.method.stages) == 1 else f"{program.name}/stage{stage + 1}"
+    return Side(name, (ends[stage + 1] - ends[stage]) / ends[-1], run, efficiency.cost(compiled), seconds)
 
 
 def measure(config: Config) -> list[dict[str, Any]]:
     """One record per method."""
-    config = dataclasses.replace(config, methods=("erm", *(m for m in config.methods if m != "erm")), seeds=(0,))
-    sides = [prepare(own) for own in experiment.assemble(config).programs if own.name != "ceiling"]
+    config = dataclasses.replace(config, methods=("erm", *(m for m in config.methods if m != "erm")), seeds=(0,), sweep={})
+    programs = [own for own in assemble(config).programs if own.name != "ceiling"]
+    sides = [prepare(own, stage) for own in programs for stage, kept in enumerate(own.method.stages) if kept.loss]
     rounds = [[side.run() for side in sides] for _ in range(ROUNDS + 2)][2:]  # the first two warm up
     records = []
     for i, side in enumerate(sides):
@@ -72,6 +77,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
         records.append(
             {
                 "name": f"step_cost/{side.name}",
+                "share_of_steps": side.share,
                 "time_ratio": statistics.median(ratios),
                 "time_ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
                 "flops_ratio": flops / base if flops and base else None,

@@ -198,22 +198,33 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True, width=120)
 
 
-def fingerprint(config: Config, method: str | None = None) -> str:
-    """Twelve hex digits that change if and only if something changes that determines the numbers (not where, how fast, or how they are shown).
+def numbers(config: Config, method: str | None = None) -> dict[str, Any]:
+    """The plain tree of what determines the numbers (not where, how fast, or how they are shown).
 
-    With `method`, only what determines the training of that method's members: neither the other methods, nor the list of seeds, nor the evaluation.
+    With `method`, of what determines the training of that method's members: neither the other methods nor the evaluation.
     """
     tree = _numbers(config)
-    tree["method"] = {name: tree["method"].get(name, {}) for name in ([method] if method else sorted(config.methods))}
+    names = [method] if method else sorted(config.methods)
+    tree["method"] = {name: tree["method"].get(name, {}) for name in names}
+    tree["sweep"] = {key: list(values) for name in names for key, values in _swept(config, name).items()}
     if method:
-        for key in ("methods", "seeds", "evaluate"):
-            tree.pop(key)
-    return hashlib.sha256(json.dumps(plain(tree), sort_keys=True).encode()).hexdigest()[:12]
+        tree.pop("methods")
+        tree.pop("evaluate")
+    return plain(tree)
+
+
+def fingerprint(config: Config, method: str | None = None) -> str:
+    """Twelve hex digits that change if and only if something in `numbers` does."""
+    return hashlib.sha256(json.dumps(numbers(config, method), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _swept(config: Config, method: str) -> dict[str, tuple[Any, ...]]:
+    return {key: values for key, values in config.sweep.items() if key.startswith(("train.", f"method.{method}."))}
 
 
 def settings(config: Config, method: str) -> list[dict[str, Any]]:
     """The combinations of values that the sweep has for one method, by dotted key; [{}] without any."""
-    own = {key: values for key, values in config.sweep.items() if key.startswith(("train.", f"method.{method}."))}
+    own = _swept(config, method)
     return [dict(zip(own, combination, strict=True)) for combination in itertools.product(*own.values())]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from cimrl_jax.assembly import RANDOMISED, assemble
-from cimrl_jax.config import Config, fingerprint, to_dict, to_yaml
+from cimrl_jax.config import Config, numbers, to_dict, to_yaml
 from cimrl_jax.config import load as load_config
 from cimrl_jax.errors import UserError
 from cimrl_jax.evaluate import explain, robustness
@@ -204,7 +205,7 @@ def _report(config: Config, workdir: pathlib.Path, found: Results, quiet: bool) 
 
 @contextlib.contextmanager
 def _claimed(workdir: pathlib.Path, config: Config) -> Iterator[None]:
-    """Holds the folder against a second process, and writes the resolved config, or checks that it is the one that is there."""
+    """Holds the folder against a second process, and writes the resolved config if nothing that was trained there would now be trained otherwise."""
     import fcntl
 
     if workdir.exists() and not workdir.is_dir():
@@ -216,9 +217,12 @@ def _claimed(workdir: pathlib.Path, config: Config) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"workdir {workdir} is in use by another process; wait for it or choose another --workdir") from error
-        if path.exists() and fingerprint(load_config(path)) != fingerprint(config):
-            key = _difference(to_dict(load_config(path)), to_dict(config))
-            raise UserError(f"workdir {workdir} holds another run ({key}); choose another --workdir, or delete that one")
+        for folder in sorted((workdir / "checkpoints").glob("*")) if path.exists() else ():
+            own = re.sub(r"-\d+$", "", folder.name)  # a sweep's programs are numbered
+            old, new = (numbers(known, BASELINE if own == CEILING else own) for known in (load_config(path), config))
+            if old != new:
+                mend = f"choose another --workdir, or delete {folder} to train {own} anew"
+                raise UserError(f"workdir {workdir} holds another run ({_difference(old, new)}); {mend}")
         write_whole(path, to_yaml(config))
         yield
 
@@ -227,7 +231,7 @@ def _difference(old: Any, new: Any, where: str = "") -> str:
     """The first key in which two configs differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *new]:
-            if key not in ("workdir", "report") and old.get(key) != new.get(key):
+            if old.get(key) != new.get(key):
                 return _difference(old.get(key), new.get(key), f"{where}.{key}" if where else key)
     return f"{where} is {old!r} there, {new!r} here"
 

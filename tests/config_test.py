@@ -247,10 +247,11 @@ def test_the_fingerprint_follows_the_numbers_only():
         assert print_of({key: value}) == base, key
     for key, value in {"train.steps": "7", "seeds": "2", "data.size": "7", "data.views.flip": "no", "model.image.depth": "7"}.items():
         assert print_of({key: value}) != base, key
-    for key, value in {"method.robust.eta": ".7", "methods": "plain", "seeds": "2", "evaluate.bootstrap": "9"}.items():
+    for key, value in {"method.robust.eta": ".7", "methods": "plain", "sweep.method.robust.eta": ".7", "evaluate.bootstrap": "9"}.items():
         assert print_of({key: value}) != base, key
         assert print_of({key: value}, "plain") == plain, key
-    assert len({plain, print_of({}, "robust"), print_of({"train.steps": "7"}, "plain")}) == 3
+    others = ({"train.steps": "7"}, {"seeds": "2"}, {"sweep.train.learning_rate": "1"})
+    assert len({plain, print_of({}, "robust"), *(print_of(own, "plain") for own in others)}) == 5
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,23 @@ def test_another_run_in_the_same_folder_is_refused_by_the_key_that_differs(finis
     assert (workdir / "config.yaml").read_text() == before
 
 
+def test_a_method_added_to_a_folder_is_trained_and_the_others_are_not(tmp_path):
+    first = cimrl_jax.run(tiny.study(tmp_path), quiet=True)
+    clock = written(tmp_path, "erm")
+    both = cimrl_jax.run(tiny.study(tmp_path, methods=("erm", "mixup"), sweep={"method.mixup.alpha": (0.2, 0.4)}, evaluate__bootstrap=7), quiet=True)
+    assert first is not None and both is not None
+    assert both.methods() == ["erm", "mixup"] and written(tmp_path, "erm") == clock
+    assert [run["splits"] for run in both.runs_of("erm")] == [run["splits"] for run in first.runs]
+    with pytest.raises(
+        UserError, match=rf"\(sweep.method.mixup.alpha is .* there, None here\).*or delete {tmp_path}/checkpoints/mixup to train mixup anew"
+    ):
+        cimrl_jax.run(tiny.study(tmp_path, methods=("erm", "mixup")), quiet=True)
+
+
+def written(workdir, name):
+    return sorted((path, path.stat().st_mtime_ns) for path in (workdir / "checkpoints" / name).rglob("*") if path.is_file())
+
+
 def test_a_folder_in_use_and_a_file_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"file is a file; expected a folder"):

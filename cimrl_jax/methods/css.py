@@ -68,7 +68,7 @@ def build(options: Options) -> Method:
 
     def init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
         if options.top >= spec.num_classes:
-            raise UserError(f"method css: top={options.top} leaves x- no answer; expected less than the {spec.num_classes} classes of this data set")
+            raise UserError(f"method css: top={options.top} rules every label out; expected less than the {spec.num_classes} classes")
         if options.base == "ce":
             return {}, {}
         code = SlotSpec(kind="slots", count=1, width=spec.dim, element=spec.dim)

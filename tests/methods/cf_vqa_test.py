@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,7 +24,7 @@ GRAPHS = [
 
 
 def spec():
-    return dataclasses.replace(tiny.spec(tiny.source(classes=CLASSES), classes=CLASSES), dim=tiny.DIM)
+    return tiny.spec(tiny.source(classes=CLASSES), classes=CLASSES)
 
 
 def make_case(**options):

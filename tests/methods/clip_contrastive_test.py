@@ -39,7 +39,7 @@ def draw(*shape, seed=0):
 def spec() -> Any:
     """Of two modalities, of which "left" reads the names."""
     texts = [{"left": draw(k, 3, 4, seed=k), "right": np.zeros((k, 3, 4), np.float32)} for k in (CLASSES, 2)]
-    return dataclasses.replace(tiny.spec(tiny.source(classes=CLASSES), classes=CLASSES), dim=tiny.DIM, prompts=Prompts("left", *texts))
+    return dataclasses.replace(tiny.spec(tiny.source(classes=CLASSES), classes=CLASSES), prompts=Prompts("left", *texts))
 
 
 def make_case(**options) -> tuple[Any, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -25,7 +24,7 @@ SOURCE = tiny.source(classes=CLASSES)
 
 
 def spec():
-    return dataclasses.replace(tiny.spec(SOURCE, classes=CLASSES), dim=tiny.DIM)
+    return tiny.spec(SOURCE, classes=CLASSES)
 
 
 def make_case(**options) -> tuple[Any, ...]:
@@ -175,6 +174,6 @@ def test_the_loss_and_its_gradient_are_the_algorithms(options):
     assert max(np.abs(x).max() for x in tiny.arrays(gradient["model"]["blank"])) > 1e-3
 
 
-def test_a_top_that_leaves_no_answer_is_refused():
-    with pytest.raises(UserError, match="top=3 leaves x- no answer; expected less than the 3 classes"):
+def test_a_top_that_rules_every_label_out_is_refused():
+    with pytest.raises(UserError, match="top=3 rules every label out; expected less than the 3 classes"):
         tiny.method("css", top=3).init(jax.random.key(0), spec())

@@ -22,7 +22,7 @@ FORMS = ["poe", "lmh", "rubi"]
 
 
 def spec():
-    return dataclasses.replace(tiny.spec(tiny.source(classes=CLASSES), classes=CLASSES), dim=tiny.DIM)
+    return tiny.spec(tiny.source(classes=CLASSES), classes=CLASSES)
 
 
 def make_case(**options):
