@@ -92,9 +92,8 @@ def test_a_method_added_to_a_folder_is_trained_and_the_others_are_not(tmp_path):
     assert first is not None and both is not None
     assert both.methods() == ["erm", "mixup"] and written(tmp_path, "erm") == clock
     assert [run["splits"] for run in both.runs_of("erm")] == [run["splits"] for run in first.runs]
-    with pytest.raises(
-        UserError, match=rf"\(sweep.method.mixup.alpha is .* there, None here\).*or delete {tmp_path}/checkpoints/mixup to train mixup anew"
-    ):
+    told = rf"\(sweep.method.mixup.alpha is .* there, None here\).*or delete {tmp_path}/checkpoints/mixup to train mixup anew"
+    with pytest.raises(UserError, match=told):
         cimrl_jax.run(tiny.study(tmp_path, methods=("erm", "mixup")), quiet=True)
 
 

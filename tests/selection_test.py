@@ -144,6 +144,21 @@ def test_what_the_own_rule_is_and_what_a_method_needs(swept):
     assert needs(tiny.method("erm")._replace(needs_groups=True, needs_attribute_names=True)) == "attribute names + groups"
 
 
+def test_a_stage_is_told_of_groups_only_where_the_method_declares_them():
+    config = tiny.study()
+    built = assemble(config)
+    own, look = built.programs[0], Look(config, built)
+    for train, validation in ((False, False), (True, False), (False, True)):
+        method = own.method._replace(needs_groups=train, needs_validation_groups=validation)
+        read = look.plan(dataclasses.replace(own, method=method)).read
+        for split, known in (("train", train), ("validation", validation)):
+            told = read(tiny.members(own), split)
+            source = built.dataset.split(split)
+            np.testing.assert_array_equal(told.label, source.label)
+            np.testing.assert_array_equal(told.group, source.group if known else -1)
+            assert told.logits.shape == (2, len(source), 2) and told.features.shape == (2, len(source), 0 if split == "train" else 24)
+
+
 def test_without_groups_no_rule_reads_them_and_asking_for_one_is_refused_before_training():
     config = tiny.study(evaluate__selection="worst_group")
     built = assemble(config)

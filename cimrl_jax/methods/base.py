@@ -7,17 +7,17 @@ handed the model as a record of pure functions. The contract tests find it by wa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from cimrl_jax.counterfactual import attribution
+from cimrl_jax.counterfactual import attribution, reference
 from cimrl_jax.losses import cross_entropy, masked_mean
-from cimrl_jax.types import Batch, Hyper, Metrics, Model, Outputs, Params, Population, Rows, Slots
+from cimrl_jax.types import Batch, Hyper, Metrics, Model, Outputs, Params, Population, Rows, Slots, SlotSpec, Spec
 
 
 def forward(model: Model, params: Params, batch: Batch, key: Key[Array, ""] | None) -> Outputs:
@@ -33,6 +33,23 @@ def erm_loss(
     logits = forward(model, params, batch, key).logits
     loss = masked_mean(cross_entropy(logits, batch.label), batch.weight)
     return loss, (state, figures(loss, logits, batch))
+
+
+def stateless(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
+    """The `init` of a method that has neither parameters nor state of its own."""
+    return {}, {}
+
+
+def bias_heads(key: Key[Array, ""], spec: Spec, names: Iterable[str], *, hidden: int) -> dict[str, Params]:
+    """Parameters of a small network for each named modality, which reads that modality's code alone (see `read_bias`)."""
+    names, code = tuple(names), SlotSpec(kind="slots", count=1, width=spec.dim, element=spec.dim)
+    keys = jax.random.split(key, len(names))
+    return {m: reference.init(own, code, num_classes=spec.num_classes, hidden=hidden) for m, own in zip(names, keys, strict=True)}
+
+
+def read_bias(head: Params, code: Float[Array, "b d"], present: Bool[Array, " b"]) -> Float[Array, "b c"]:
+    """The logits of a bias head; 0, that is uniform, where the modality is absent."""
+    return reference.read(head, Slots(code[:, None], present[:, None]))[0]
 
 
 MixAt = Literal["codes", "slots"]

@@ -20,12 +20,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from cimrl_jax.counterfactual import reference
 from cimrl_jax.errors import UserError, nearest
 from cimrl_jax.losses import cross_entropy, masked_mean
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
-from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Slots, SlotSpec, Spec, Stage
+from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Spec, Stage
 
 Fusion = Literal["sum", "hm"]
 
@@ -65,17 +64,14 @@ def build(options: Options) -> Method:
             for m in given:
                 if m not in known:
                     raise UserError(f"method cf_vqa: {option} names {m!r}, which is no modality of this data set with a branch; {nearest(m, known)}")
-        code = SlotSpec(kind="slots", count=1, width=spec.dim, element=spec.dim)
-        keys = jax.random.split(key, len(names))
-        heads = {m: reference.init(own, code, num_classes=spec.num_classes, hidden=options.hidden) for m, own in zip(names, keys, strict=True)}
-        return {"branches": heads, "constant": jnp.zeros(())}, {}
+        return {"branches": base.bias_heads(key, spec, names, hidden=options.hidden), "constant": jnp.zeros(())}, {}
 
     def read(params: Params, codes: Mapping[str, Array]) -> dict[str, Path]:
         paths = {}
         for m, head in params["method"]["branches"].items():
             code = jax.lax.stop_gradient(codes[m]) if options.detach else codes[m]
             there = jnp.any(code != 0, axis=-1)  # an absent modality's code is zero
-            paths[m] = Path(reference.read(head, Slots(code[:, None], there[:, None]))[0], there)
+            paths[m] = Path(base.read_bias(head, code, there), there)
         return paths
 
     def effects(constant: Float[Array, ""], fused: Float[Array, "b c"], paths: Mapping[str, Path]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:

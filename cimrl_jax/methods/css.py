@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from cimrl_jax.counterfactual import attribution, intervene, reference
+from cimrl_jax.counterfactual import attribution, intervene
 from cimrl_jax.errors import UserError
 from cimrl_jax.losses import cross_entropy, masked_mean
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
-from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Slots, SlotSpec, Spec, Stage
+from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Slots, Spec, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +71,7 @@ def build(options: Options) -> Method:
             raise UserError(f"method css: top={options.top} rules every label out; expected less than the {spec.num_classes} classes")
         if options.base == "ce":
             return {}, {}
-        code = SlotSpec(kind="slots", count=1, width=spec.dim, element=spec.dim)
-        names = sorted(spec.slots)
-        keys = jax.random.split(key, len(names))
-        return {m: reference.init(own, code, num_classes=spec.num_classes, hidden=options.hidden) for m, own in zip(names, keys, strict=True)}, {}
+        return base.bias_heads(key, spec, sorted(spec.slots), hidden=options.hidden), {}
 
     def loss(
         state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]
@@ -90,7 +87,7 @@ def build(options: Options) -> Method:
         answer = jax.nn.one_hot(batch.label, logits.shape[-1])
         learned, known = jnp.zeros(()), jnp.zeros(())
         for m, head in params["method"].items():
-            bias, _ = reference.read(head, Slots(jax.lax.stop_gradient(codes[m][0])[:, None], batch.present[m][:, None]))
+            bias = base.read_bias(head, jax.lax.stop_gradient(codes[m][0]), batch.present[m])
             learned += masked_mean(cross_entropy(bias, batch.label), batch.weight * batch.present[m])
             p = jax.nn.softmax(jax.lax.stop_gradient(bias))
             known += jnp.where(batch.present[m][:, None], jnp.log(p + hyper["smooth"]) - jnp.log(1.0 - p + hyper["smooth"]), 0.0)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Key
 from cimrl_jax.losses import cross_entropy
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
-from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Spec, Stage
+from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +30,9 @@ class Options:
 
 def build(options: Options) -> Method:
     """The method record."""
-    return Method(init=_init, stages=(Stage(share=1.0, loss=_loss),), hyper=base.swept(options), explain=base.explain, selection="worst_group")
-
-
-def _init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
-    return {}, {}
+    return Method(
+        init=base.stateless, stages=(Stage(share=1.0, loss=_loss),), hyper=base.swept(options), explain=base.explain, selection="worst_group"
+    )
 
 
 def _loss(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
-from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Spec, Stage
+from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,7 @@ def build(options: Options) -> Method:
         total, figures = base.mix(model, params, batch, partner, share, keys[2], at=options.at)
         return total, (state, figures)
 
-    return Method(init=_init, stages=(Stage(share=1.0, loss=loss),), hyper=base.swept(options), explain=base.explain)
-
-
-def _init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
-    return {}, {}
+    return Method(init=base.stateless, stages=(Stage(share=1.0, loss=loss),), hyper=base.swept(options), explain=base.explain)
 
 
 def permute(key: Key[Array, ""], valid: Bool[Array, " b"]) -> Int[Array, " b"]:

@@ -19,12 +19,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from cimrl_jax.counterfactual import reference
 from cimrl_jax.errors import UserError, nearest
 from cimrl_jax.losses import cross_entropy, entropy, masked_mean, product_of_experts
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
-from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Slots, SlotSpec, Spec, Stage
+from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Spec, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +50,7 @@ def build(options: Options) -> Method:
         for m in names:
             if m not in spec.slots:
                 raise UserError(f"method poe: biased names {m!r}, which is no modality of this data set; {nearest(m, spec.slots)}")
-        code = SlotSpec(kind="slots", count=1, width=spec.dim, element=spec.dim)
-        keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
-        params = {"heads": {m: reference.init(keys[m], code, num_classes=num_classes, hidden=options.hidden) for m in names}}
+        params: Params = {"heads": base.bias_heads(key, spec, names, hidden=options.hidden)}
         if options.form == "lmh":
             width = spec.dim * (len(spec.slots) + 1)
             params["gates"] = {m: {"kernel": jnp.zeros((width, 1)), "bias": jnp.zeros((1,))} for m in names}
@@ -68,8 +65,7 @@ def build(options: Options) -> Method:
         weights = {m: batch.weight * batch.present[m] for m in own["heads"]}
         biases = {}
         for m, head in own["heads"].items():
-            code = Slots(jax.lax.stop_gradient(out.codes[m])[:, None], batch.present[m][:, None])
-            biases[m], _ = reference.read(head, code)  # 0, that is uniform, where absent
+            biases[m] = base.read_bias(head, jax.lax.stop_gradient(out.codes[m]), batch.present[m])
 
         joint, penalty = out.logits, jnp.zeros(())
         if options.form == "rubi":

@@ -6,12 +6,10 @@ Rows are drawn with replacement, each in proportion to 1 / n of its group (class
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
-
-from jaxtyping import Array, Key
+from typing import Literal
 
 from cimrl_jax.methods import base
-from cimrl_jax.types import Method, Params, Spec, Stage
+from cimrl_jax.types import Method, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +23,9 @@ class Options:
 def build(options: Options) -> Method:
     """The method record."""
     return Method(
-        init=_init,
+        init=base.stateless,
         stages=(Stage(share=1.0, loss=base.erm_loss, draw=base.balanced(options.by)),),
         hyper=base.swept(options),
         explain=base.explain,
         needs_groups=options.by == "group",
     )
-
-
-def _init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
-    return {}, {}

@@ -7,13 +7,12 @@ with `by="class"` only labels.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Array, Key
 
 from cimrl_jax.methods import base
-from cimrl_jax.types import Method, Params, Population, Rows, Spec, Stage
+from cimrl_jax.types import Method, Population, Rows, Stage
 
 STREAM = 0x5AB
 """Sets these random numbers apart from others of the same seed."""
@@ -40,13 +39,9 @@ def build(options: Options) -> Method:
         return Rows(np.sort(order[place < sizes[sizes > 0].min()]))
 
     return Method(
-        init=_init,
+        init=base.stateless,
         stages=(Stage(share=1.0, loss=base.erm_loss, draw=draw),),
         hyper=base.swept(options),
         explain=base.explain,
         needs_groups=options.by == "group",
     )
-
-
-def _init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
-    return {}, {}

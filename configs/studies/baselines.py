@@ -13,7 +13,7 @@ config = {
         "method.cvar_dro.alpha": (0.1, 0.3),
         "method.lff.q": (0.5, 0.7),
         "method.jtt.upweight": (5.0, 20.0),
-        "method.afr.gamma": (4.0, 12.0),
+        "method.afr.gamma": (2.0, 4.0),
         "method.group_dro.weight_decay": (1e-4, 1.0),
         "method.reweight.weight_decay": (1e-4, 1.0),
         "method.irm.penalty": (10.0, 100.0),
