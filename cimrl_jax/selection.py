@@ -100,9 +100,9 @@ class Look:
 
     def _reports(self, own: loop.Program, members: Members, split: str) -> list[metrics.Report]:
         dataset = self.built.dataset
-        source, shares = dataset.split(split), None if split == "validation" else self._shares
+        source = dataset.split(split)
         said = self._of(own.method)(members, source)
-        return [robustness.evaluate_split(logits, source, shares, dataset.group_names) for logits in said.logits]
+        return [robustness.evaluate_split(logits, source, self._shares, dataset.group_names) for logits in said.logits]
 
     def _of(self, method: Method, *, features: bool = False) -> Predict:
         """The model's prediction is compiled once for all methods that have none of their own."""

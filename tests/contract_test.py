@@ -173,7 +173,7 @@ assert len(streamed.label.sharding.device_set) == 4
 
 def test_3_many_devices_equal_one(straight, spread):
     process, folder = spread
-    _, errors = process.communicate(timeout=400)
+    _, errors = process.communicate(timeout=1000)
     assert process.returncode == 0, errors
     expected = jax.tree.map(lambda x: x[:2], straight.trained.final)
     with np.load(folder / f"{straight.program.name}.npz") as found:
