@@ -2,6 +2,8 @@
 
 Command: python benchmarks/step_cost.py [--config configs/digits.py] [any field, as --a.b value] > benchmarks/results/step_cost.jsonl
 
+With the word `count` before the options: only the operations of the step as written, before XLA optimises it, in a minute and alike on any machine.
+
 One member at a time and one step a call, so that XLA's count (which takes a loop's body once) is that of the step. Times are medians over rounds in
 which every method runs once, so that whatever else the machine does falls on all alike; ratios, not times, are the result.
 """
@@ -41,15 +43,44 @@ class Side(NamedTuple):
     compile_seconds: float
 
 
-def prepare(program: loop.Program, stage: int) -> Side:
-    """Compiles one step of one member."""
-    optimizer, ends = program.stage_optimizer(stage), [0, *program.boundaries()]
+def lower(program: loop.Program, stage: int) -> tuple[Any, Any, Any]:
+    """(one step of one member, lowered; its state; its batch)."""
+    optimizer = program.stage_optimizer(stage)
     step = fused.make_step(program.model, program.method.stages[stage], optimizer, augment=program.augment)
     state = fused.init_member(0, program.hyper[0], model=program.model, method=program.method, spec=program.spec, optimizer=optimizer)
     fetched = fused.resident(dataclasses.replace(program, seeds=(0,)).feed()(0, 1), jnp.int32(0))
     batch = jax.tree.map(lambda x: x[0], fetched)
+    return jax.jit(step).lower(state, batch), state, batch
+
+
+def place(program: loop.Program, stage: int) -> tuple[str, float]:
+    """(name of the stage, its share of the steps)."""
+    ends = [0, *program.boundaries()]
+    name = program.name if sum(own.loss is not None for own in program.method.stages) == 1 else f"{program.name}/stage{stage + 1}"
+    return name, (ends[stage + 1] - ends[stage]) / ends[-1]
+
+
+def count(config: Config) -> list[dict[str, Any]]:
+    """One record per stage: the operations of a step as written."""
+    sides = [(place(*own), lower(*own)[0].cost_analysis()["flops"]) for own in stages(config)]
+    return [
+        {"name": f"step_cost/{name}", "share_of_steps": share, "written_flops_ratio": flops / sides[0][1], "written_flops": flops}
+        for (name, share), flops in sides
+    ]
+
+
+def stages(config: Config) -> list[tuple[loop.Program, int]]:
+    """Every stage that has steps, ERM's first."""
+    config = dataclasses.replace(config, methods=("erm", *(m for m in config.methods if m != "erm")), seeds=(0,), sweep={})
+    programs = [own for own in assemble(config).programs if own.name != "ceiling"]
+    return [(own, stage) for own in programs for stage, kept in enumerate(own.method.stages) if kept.loss]
+
+
+def prepare(program: loop.Program, stage: int) -> Side:
+    """Compiles one step of one member."""
+    lowered, state, batch = lower(program, stage)
     began = time.perf_counter()
-    compiled = jax.jit(step).lower(state, batch).compile()
+    compiled = lowered.compile()
     seconds = time.perf_counter() - began
 
     def run() -> float:
@@ -60,15 +91,12 @@ def prepare(program: loop.Program, stage: int) -> Side:
         jax.block_until_ready(metrics)
         return (time.perf_counter() - began) / STEPS
 
-    name = program.name if sum(own.loss is not None for own in program.method.stages) == 1 else f"{program.name}/stage{stage + 1}"
-    return Side(name, (ends[stage + 1] - ends[stage]) / ends[-1], run, efficiency.cost(compiled), seconds)
+    return Side(*place(program, stage), run, efficiency.cost(compiled), seconds)
 
 
 def measure(config: Config) -> list[dict[str, Any]]:
     """One record per method."""
-    config = dataclasses.replace(config, methods=("erm", *(m for m in config.methods if m != "erm")), seeds=(0,), sweep={})
-    programs = [own for own in assemble(config).programs if own.name != "ceiling"]
-    sides = [prepare(own, stage) for own in programs for stage, kept in enumerate(own.method.stages) if kept.loss]
+    sides = [prepare(*own) for own in stages(config)]
     rounds = [[side.run() for side in sides] for _ in range(ROUNDS + 2)][2:]  # the first two warm up
     records = []
     for i, side in enumerate(sides):
@@ -92,8 +120,10 @@ def measure(config: Config) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    arguments = sys.argv[1:]
+    arguments, run = sys.argv[1:], measure
+    if arguments[:1] == ["count"]:
+        arguments, run = arguments[1:], count
     if not any(word.startswith("--config") for word in arguments):
         arguments = ["--config", "configs/digits.py", *arguments]
-    for record in measure(parse(arguments)[0]):
+    for record in run(parse(arguments)[0]):
         print(json.dumps(record), flush=True)
