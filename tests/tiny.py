@@ -262,7 +262,7 @@ def taught(state: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(jnp.sqrt(x) > 1e-5 * typical), second)
 
 
-def assert_alike(own: loop.Program, a: Any, b: Any, *, rtol: float = 1e-4, atol: float = 1e-4) -> None:
+def assert_alike(own: loop.Program, a: Any, b: Any, *, rtol: float, atol: float) -> None:
     """Two train states of a program, by what their models and methods say; their parameters may round differently where it does not show."""
     said = [reader(own)(state, "validation") for state in (a, b)]
     assert_close([(own.logits, own.features) for own in said[:1]], [(own.logits, own.features) for own in said[1:]], rtol=rtol, atol=atol)
