@@ -90,7 +90,7 @@ class Look:
             said = self._of(own.method, features=split != "train")(Members(states.params, states.method, states.hyper), source)
             known = own.method.needs_groups if split == "train" else own.method.needs_validation_groups
             group = source.group if known else np.full_like(source.group, -1)
-            return Told(*(jnp.asarray(x) for x in (said.logits, said.features, source.label, group)))
+            return Told(*(jnp.asarray(x) for x in (said.logits, said.features, source.label, group, said.inferred)))
 
         return loop.Plan(train.eval_every, train.checkpoint_every, rules, score, read)
 
@@ -106,7 +106,7 @@ class Look:
 
     def _of(self, method: Method, *, features: bool = False) -> Predict:
         """The model's prediction is compiled once for all methods that have none of their own."""
-        key = (method.predict, features)
+        key = (method.predict, method.infer, features)
         if key not in self._predict:
             self._predict[key] = make_predict(self.built.model, method, batch_size=self.config.evaluate.batch_size, features=features)
         return self._predict[key]

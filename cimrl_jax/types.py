@@ -189,6 +189,8 @@ class Told:
     label: Int[Array, " n"]
     group: Int[Array, " n"]
     """-1 everywhere unless the method declares that it needs this split's groups."""
+    inferred: Float[Array, "n m c"]
+    """`Method.infer`, m = 0 without one."""
 
 
 class Stage(NamedTuple):
@@ -227,6 +229,9 @@ class Method(NamedTuple):
     """(method_state, hyper, model, params, batch, key) -> {"evidence": {m: [b, n]}, "chosen": {m: [b, n] in 0..1}, "edited": {m: [b, n, d]}}."""
     predict: Callable[..., Array] | None = None
     """(method_state, hyper, model, params, codes) -> logits [b, c]: the method's prediction where it is not `Outputs.logits`."""
+    infer: Callable[..., dict[str, Array]] | None = None
+    """(method_state, hyper, model, params, slots) -> {m: [b, c]}: for each modality, the class that its shortcut speaks for, as far as the method can
+    tell without having been told."""
     needs_groups: bool = False
     """Trains on group labels."""
     needs_validation_groups: bool = False

@@ -213,16 +213,29 @@ def reader(own: loop.Program) -> Any:
     def read(states: TrainState, split: str) -> Told:
         batch_of = batch(own.source, slice(None))  # type: ignore[arg-type]
 
-        def one(params: Any) -> tuple[Any, Any]:
-            codes = own.model.encode(params, own.model.embed(params, batch_of.inputs, batch_of.present))
-            return own.model.decide(params, codes).logits, own.model.head.features(codes)
+        def one(params: Any, state: Any) -> tuple[Any, Any, Any]:
+            slots = own.model.embed(params["model"], batch_of.inputs, batch_of.present)
+            codes = own.model.encode(params["model"], slots)
+            inferred = own.method.infer(state, {}, own.model, params, slots) if own.method.infer else {}
+            out = own.model.decide(params["model"], codes).logits
+            columns = [inferred[m] for m in sorted(inferred)]
+            return out, own.model.head.features(codes), jnp.stack(columns, 1) if columns else jnp.zeros((len(out), 0, out.shape[-1]))
 
-        logits, features = jax.jit(jax.vmap(one))(states.params["model"])
+        logits, features, inferred = jax.jit(jax.vmap(one))(states.params, states.method)
         known = own.method.needs_groups if split == "train" else own.method.needs_validation_groups
         group = batch_of.group if known else jnp.full_like(batch_of.group, -1)
-        return Told(logits, features if split == "validation" else features[..., :0], batch_of.label, group)
+        return Told(logits, features if split == "validation" else features[..., :0], batch_of.label, group, inferred)
 
     return read
+
+
+def told(logits: Any, label: Any, *, features: Any = None, group: Any = None, inferred: Any = None) -> Told:
+    """What a stage is told; by default neither features nor groups."""
+    n, c = np.shape(logits)
+    features = np.zeros((n, 0), np.float32) if features is None else features
+    group = np.full(n, -1) if group is None else group
+    inferred = np.zeros((n, 0, c), np.float32) if inferred is None else inferred
+    return Told(*(jnp.asarray(x) for x in (logits, features, label, group, inferred)))
 
 
 def plan(own: loop.Program, *, eval_every: int = 0, checkpoint_every: int = 0, score: Any = unscored) -> loop.Plan:

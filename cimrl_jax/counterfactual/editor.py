@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from cimrl_jax.counterfactual import attribution, intervene, memory, quality, reference
+from cimrl_jax.errors import UserError
 from cimrl_jax.losses import generalized_cross_entropy, masked_mean
 from cimrl_jax.types import Batch, Hyper, Params, Slots, SlotSpec, Spec
 
-Intervention = Literal["auto", "donor", "reflect", "mix", "mask", "mean", "gradient", "noise"]
+Intervention = Literal["auto", "donor", "reflect", "exchange", "mix", "mask", "mean", "gradient", "noise"]
 Identify = Literal["reference", "memory", "gradient", "random"]
-CANDIDATES = ("donor", "reflect", "mix")
+CANDIDATES = ("donor", "reflect", "exchange", "mix")
 """What "auto" chooses from, the most specific first: on equal quality the earlier wins."""
 
 
@@ -34,12 +35,14 @@ class Plan:
     intervention: Intervention
     hidden: int
     most: float
+    directions: int
     slots: Mapping[str, SlotSpec]
     num_classes: int
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        return CANDIDATES if self.intervention == "auto" else (self.intervention,)
+        wanted = CANDIDATES if self.intervention == "auto" else (self.intervention,)
+        return tuple(kind for kind in wanted if kind != "exchange" or self.directions)
 
 
 class Edit(NamedTuple):
@@ -57,14 +60,23 @@ class Edit(NamedTuple):
 def init(key: Key[Array, ""], spec: Spec, plan: Plan) -> tuple[Params, Any]:
     """(references, state)."""
     names = sorted(plan.slots)
+    if not plan.candidates:
+        raise UserError("option intervention=exchange of method 'cimrl' needs directions of at least 1")
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
     params = {m: reference.init(keys[m], plan.slots[m], num_classes=spec.num_classes, hidden=plan.hidden) for m in names}
     state = {
         "misleading": {m: memory.init_misleading(plan.slots[m], spec.num_classes) for m in names},
         "conflict": {m: memory.init_conflict(plan.slots[m], spec.num_classes) for m in names},
+        "pattern": {m: _init_pattern(keys[m], plan, m) for m in names},
         "quality": {m: jnp.zeros((len(plan.candidates),)) for m in names},
     }
     return params, state
+
+
+def _init_pattern(key: Key[Array, ""], plan: Plan, m: str) -> Any:
+    if "exchange" not in plan.candidates:
+        return ()
+    return memory.init_pattern(jax.random.fold_in(key, 1), plan.slots[m], plan.num_classes, directions=plan.directions)
 
 
 def fit(params: Params, slots: Mapping[str, Slots], batch: Batch, q: Float[Array, ""]) -> Float[Array, ""]:
@@ -94,6 +106,13 @@ class _Look(NamedTuple):
     weight: Float[Array, " b"]
 
 
+class _Learned(NamedTuple):
+    """What the state of a modality says of its shortcut."""
+
+    mirror: memory.Mirror
+    pattern: Any
+
+
 def edit(
     plan: Plan,
     params: Params,
@@ -121,9 +140,19 @@ def edit(
             weight=look.weight,
             decay=hyper["decay"],
         )
-        mirror = memory.mirror(state["conflict"][m])
+        if "exchange" in plan.candidates:
+            state["pattern"][m] = memory.update_pattern(
+                state["pattern"][m],
+                look.slots,
+                counts=state["conflict"][m].weight,
+                label=batch.label,
+                reading=look.reading,
+                weight=look.weight,
+                decay=jnp.sqrt(hyper["decay"]),  # second moments are noisier: remembered twice as long
+            )
+        learned = _Learned(memory.mirror(state["conflict"][m]), state["pattern"][m])
         gradient = None if model is None else model.gradient[m]
-        candidates = _candidates(plan, m, look, slots[m], mirror, hyper, batch, own_key, blank[m], gradient)
+        candidates = _candidates(plan, m, look, slots[m], learned, hyper, batch, own_key, blank[m], gradient)
         worths = []
         for values, aim, usable in candidates:
             read, _ = reference.read(params[m], Slots(jax.lax.stop_gradient(values), look.slots.mask))
@@ -167,7 +196,7 @@ def _candidates(
     m: str,
     look: _Look,
     live: Slots,
-    mirror: memory.Mirror,
+    learned: _Learned,
     hyper: Hyper,
     batch: Batch,
     key: Key[Array, ""],
@@ -189,7 +218,11 @@ def _candidates(
             values = intervene.donor(live, chosen, look.evidence, donors)
             usable = found & (quality.local(chosen, live.mask, most=plan.most) > 0)
         elif kind == "reflect":
-            values = intervene.reflect(live, *(part[source, target] for part in mirror))
+            values = intervene.reflect(live, *(part[source, target] for part in learned.mirror))
+        elif kind == "exchange":
+            values = intervene.exchange(live, *memory.swap(learned.pattern, source, target, threshold=hyper["threshold"]))
+            values = values if spec.low is None and spec.high is None else jnp.clip(values, spec.low, spec.high)
+            usable = found & (spec.kind != "text")  # a place in a sentence means another thing in every sentence
         elif kind == "mix":
             same = batch.label[:, None] == batch.label[None, :]
             partners, usable = intervene.draw_donors(keys[1], apart * same, look.weight > 0)

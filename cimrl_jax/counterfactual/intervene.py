@@ -1,7 +1,8 @@
 """Counterfactual edits `x' = x + delta` of one modality's slots (METHODS 1.4). Each returns the edited values `[b, n, d]`.
 
 Which edit fits depends on where the shortcut lies: in a few slots (a word, a patch) their content is swapped with a donor's; in every slot (a tint, a
-tone) its share of each element is reflected; where neither flips the reference, the whole example is interpolated with a donor.
+tone) its share of each element is reflected; in how slots go together (a texture) the patterns of two classes are exchanged in the example as a
+whole; where none flips the reference, the example is interpolated with a donor.
 """
 
 from __future__ import annotations
@@ -39,6 +40,17 @@ def reflect(slots: Slots, along: Float[Array, "b e"], across: Float[Array, "b e"
     elements = slots.values.astype(jnp.float32).reshape(b, n, width // e, e)
     size = jnp.einsum("bnke,be->bnk", elements - middle[:, None, None], across)
     return (elements - 2 * size[..., None] * along[:, None, None]).reshape(b, n, width)
+
+
+def exchange(slots: Slots, mean: Float[Array, " w"], mirrors: Float[Array, "b w k"]) -> Float[Array, "b n d"]:
+    """Reflects the whole example about `mean` across every one of the mirrors, which are orthonormal (`memory.swap`).
+
+    A pattern is moved as one piece, so that it still meets itself at the edges of the slots.
+    """
+    b, n, d = slots.values.shape
+    flat = jnp.where(slots.mask[..., None], slots.values, 0.0).astype(jnp.float32).reshape(b, n * d) - mean
+    moved = 2 * jnp.einsum("bwk,bvk,bv->bw", mirrors, mirrors, flat, optimize="optimal")
+    return slots.values - moved.reshape(b, n, d)
 
 
 def interpolate(slots: Slots, donors: Int[Array, " b"], share: Float[Array, " b"]) -> Float[Array, "b n d"]:

@@ -1,6 +1,6 @@
-"""What slots look like, in running averages over training: what misled a reader (error-contrasted evidence), and what each conflict looks like.
+"""What slots look like, in running averages over training: what misled a reader, what each conflict looks like, and which patterns it brings.
 
-Both are method state: checkpointed, one per member of a sweep, and summed over devices because the batch is the global one. METHODS 1.3.
+All are method state: checkpointed, one per member of a sweep, and summed over devices because the batch is the global one. METHODS 1.3.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import flax.struct
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from cimrl_jax.types import Slots, SlotSpec
 
@@ -134,6 +135,93 @@ def mirror(memory: Conflict) -> Mirror:
     across = jnp.linalg.solve(within, along.reshape(-1, e).T).T.reshape(along.shape)
     across = across / jnp.maximum(jnp.sum(across * along, axis=-1, keepdims=True), 1e-8)
     return Mirror(along, across, middle)
+
+
+@flax.struct.dataclass
+class Pattern:
+    """For each class c, the directions of whole examples (w: all their slots' numbers) whose variance is raised where the reference reads c.
+
+    A texture, or whatever else comes with a phase or a sign of its own, has no mean: it shows in second moments only. Their difference,
+    `D_c = sum_y (S[y, c] - mean over r != c of S[y, r])`, S the second moments within a label y and reading, is never formed: `power` is its product
+    with `basis` in a running average, of which the next basis is made (orthogonal iteration, shifted so that it finds the largest eigenvalues
+    and not the most negative). Memory is c x w x k.
+    """
+
+    mean: Float[Array, " w"]
+    power: Float[Array, "c w k"]
+    basis: Float[Array, "c w k"]
+    """Orthonormal, the strongest first."""
+    size: Float[Array, "c k"]
+    """How much variance each direction gains by the reading: its eigenvalue."""
+
+
+def init_pattern(key: Key[Array, ""], spec: SlotSpec, num_classes: int, *, directions: int) -> Pattern:
+    """Random directions, at most as many as an example has numbers."""
+    width = spec.count * spec.width
+    basis = orthonormal(jax.random.normal(key, (num_classes, width, min(directions, width))))
+    return Pattern(mean=jnp.zeros((width,)), power=jnp.zeros_like(basis), basis=basis, size=jnp.zeros(basis.shape[::2]))
+
+
+def update_pattern(
+    memory: Pattern,
+    slots: Slots,
+    *,
+    counts: Float[Array, "c c"],
+    label: Int[Array, " b"],
+    reading: Float[Array, "b c"],
+    weight: Float[Array, " b"],
+    decay: Float[Array, ""] | float,
+) -> Pattern:
+    """One step of the iteration; `counts` is the mean weight in a batch of every label (row) and reading (column): `Conflict.weight`."""
+    flat = _flat(slots)
+
+    def fold(old: Array, new: Array) -> Array:
+        return decay * old + (1 - decay) * new
+
+    mean = fold(memory.mean, weight @ flat / jnp.maximum(jnp.sum(weight), 1e-8))
+    share = reading / jnp.maximum(counts[label], 1e-3)
+    others = (jnp.sum(share, axis=1, keepdims=True) - share) / max(reading.shape[1] - 1, 1)
+    contrast = (share - others) * weight[:, None]  # [b, c]
+    centred = flat - mean
+    along = jnp.einsum("bw,cwk->bck", centred, memory.basis)
+    power = fold(memory.power, jnp.einsum("bw,bck->cwk", centred, contrast[..., None] * along))
+    shift = jnp.max(jnp.linalg.norm(power, axis=-2), axis=-1)[:, None, None]
+    basis = orthonormal(power + (shift + 1e-6) * memory.basis)
+    return Pattern(mean=mean, power=power, basis=basis, size=jnp.sum(memory.basis * power, axis=-2))
+
+
+def swap(
+    memory: Pattern, source: Int[Array, " b"], target: Int[Array, " b"], *, threshold: Float[Array, ""] | float
+) -> tuple[Float[Array, " w"], Float[Array, "b w k"]]:
+    """(the mean example, mirrors): reflecting an example about the mean across each mirror swaps the patterns of two classes.
+
+    Each class's strong directions take part, those with at least `threshold` of its largest eigenvalue; the strongest of one class goes with the
+    strongest of the other. What is orthogonal to both stays.
+    """
+    strong = memory.size >= threshold * jnp.max(memory.size, axis=-1, keepdims=True)  # [c, k]
+    both = (strong[source] & strong[target])[:, None]
+    return memory.mean, orthonormal(jnp.where(both, memory.basis[target] - memory.basis[source], 0.0))
+
+
+def orthonormal(columns: Float[Array, "*s w k"]) -> Float[Array, "*s w k"]:
+    """Gram-Schmidt, twice over for accuracy; a column that is zero or lies in the span of those before it becomes zero.
+
+    LAPACK's factorisations in a batched program on a CPU with few cores can wait for one another without end; these few columns do not need them.
+    """
+    done: list[Array] = []
+    for j in range(columns.shape[-1]):
+        own = columns[..., j]
+        before = jnp.linalg.norm(own, axis=-1, keepdims=True)
+        for _ in range(2):
+            for other in done:
+                own = own - jnp.sum(own * other, axis=-1, keepdims=True) * other
+        left = jnp.linalg.norm(own, axis=-1, keepdims=True)
+        done.append(jnp.where(left > 1e-4 * before, own / jnp.maximum(left, 1e-20), 0.0))
+    return jnp.stack(done, axis=-1)
+
+
+def _flat(slots: Slots) -> Float[Array, "b w"]:
+    return jnp.where(slots.mask[..., None], slots.values, 0.0).astype(jnp.float32).reshape(slots.values.shape[0], -1)
 
 
 def _mean(total: Array, weight: Array) -> Array:

@@ -40,6 +40,8 @@ class Said(NamedTuple):
     logits: Float[np.ndarray, "s n c"]
     features: Float[np.ndarray, "s n k"]
     """k = 0 unless asked for."""
+    inferred: Float[np.ndarray, "s n m c"]
+    """`Method.infer` for every modality in the order of their names; m = 0 for methods without."""
 
 
 Predict = Callable[[Members, Source], Said]
@@ -68,15 +70,18 @@ def make_predict(
         shards = sharding.mesh.size // sharding.shard_shape((sharding.mesh.size,))[0]
         batch_size = -(-batch_size // shards) * shards
 
-    predicted = method.predict if method else None
+    predicted, infer = (method.predict, method.infer) if method else (None, None)
 
     def forward(members: Members, records: Any) -> Said:
         params = members.params["model"]
-        codes = model.encode(params, model.embed(params, records["inputs"], records["present"]))
-        own = () if predicted is None else (members.state, members.hyper, model, members.params, codes)
-        logits = predicted(*own) if predicted else model.decide(params, codes).logits
+        slots = model.embed(params, records["inputs"], records["present"])
+        codes = model.encode(params, slots)
+        own = (members.state, members.hyper, model, members.params)
+        logits = predicted(*own, codes) if predicted else model.decide(params, codes).logits
+        told = infer(*own, slots) if infer else {}
+        inferred = jnp.stack([told[m] for m in sorted(told)], axis=1) if told else jnp.zeros((len(logits), 0, logits.shape[-1]))
         wide = model.head.features(codes)
-        return Said(logits.astype(jnp.float32), wide if features else wide[..., :0])  # type: ignore[arg-type]
+        return Said(logits.astype(jnp.float32), wide if features else wide[..., :0], inferred)  # type: ignore[arg-type]
 
     forward_all = jax.jit(jax.vmap(forward, in_axes=(0, None)), out_shardings=replicated)
     gather = jax.jit(lambda arrays, rows: jax.tree.map(lambda column: column[rows], arrays), out_shardings=sharding)
@@ -100,7 +105,7 @@ def make_predict(
                 yield jax.device_put(records, sharding)
 
     def run(members: Members, source: Source) -> Said:
-        if predicted is None:  # so that all methods share one compile
+        if predicted is None and infer is None:  # so that all methods share one compile
             members = Members({"model": members.params["model"]}, (), {})
         waiting: collections.deque[Said] = collections.deque()
         done: list[Said] = []

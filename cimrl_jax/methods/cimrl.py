@@ -8,21 +8,22 @@
 
 Which features are spurious is what the equations leave open. Here a deliberately shallow reader of each modality (counterfactual/reference.py),
 trained beside the model with a loss that ignores what is hard, tells for each example what its shortcut says and in which slots; the edit is the one
-of several that most often turns that reading into another example's (counterfactual/editor.py). `nu`, the reference and the choice of edit are this
-project's realisation.
+of several that most often turns that reading into another example's (counterfactual/editor.py). At the end the head is refitted to validation
+examples, balanced over groups that the readers infer, if that helps on examples left out (counterfactual/refit.py). `nu`, the reference, the choice
+of edit and the refit are this project's realisation.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from cimrl_jax.counterfactual import attribution, editor
+from cimrl_jax.counterfactual import attribution, editor, reference, refit
 from cimrl_jax.losses import (
     cross_correlation,
     cross_entropy,
@@ -33,7 +34,8 @@ from cimrl_jax.losses import (
     squared_cosine,
 )
 from cimrl_jax.methods import base
-from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Outputs, Params, Slots, Spec, Stage
+from cimrl_jax.options import Range
+from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Outputs, Params, Slots, Spec, Stage, Told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +94,24 @@ class Options:
     """Share of the run before the counterfactuals count (the reference needs it to learn)."""
     conflict_weight: float = 1.0
     """Weight of an example whose references misread its label, relative to the others."""
+    directions: Annotated[int, Range(low=0)] = 4
+    """Directions per class and modality among which a pattern to exchange is looked for; 0 leaves that edit out and saves its memory."""
+    refit: bool = True
+    """Whether the head is refitted at the end to validation examples, balanced over inferred groups, where cross-validation says that this helps."""
 
 
 def build(options: Options) -> Method:
     """The method record."""
 
     def plan(model_slots: Mapping[str, Any], num_classes: int) -> editor.Plan:
-        return editor.Plan(options.identify, options.intervention, options.reference_hidden, options.most, model_slots, num_classes)
+        return editor.Plan(
+            options.identify, options.intervention, options.reference_hidden, options.most, options.directions, model_slots, num_classes
+        )
 
     def init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
         params, state = editor.init(key, spec, plan(spec.slots, spec.num_classes))
-        return params, {"editor": state, "step": jnp.zeros(()), "steps": jnp.asarray(float(spec.steps))}
+        judged = {"key": jax.random.key_data(jax.random.fold_in(key, 1)), "gain": jnp.zeros(()), "error": jnp.zeros(()), "used": jnp.zeros((), bool)}
+        return params, {"editor": state, "refit": judged, "step": jnp.zeros(()), "steps": jnp.asarray(float(spec.steps))}
 
     def loss(
         state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]
@@ -135,7 +144,7 @@ def build(options: Options) -> Method:
             misread = (jnp.argmax(edit.reading[m], axis=-1) != batch.label).astype(jnp.float32)
             figures[f"conflict_{m}"] = masked_mean(misread, batch.weight * batch.present[m])
             figures[f"flip_{m}"] = masked_mean(edit.quality[m], batch.weight * batch.present[m])
-            for k, kind in enumerate(editor.CANDIDATES if options.intervention == "auto" else ()):
+            for k, kind in enumerate(how.candidates if options.intervention == "auto" else ()):
                 figures[f"quality_{m}_{kind}"] = editor_state["quality"][m][k]
         return total, (state | {"editor": editor_state, "step": state["step"] + 1}, figures)
 
@@ -161,7 +170,18 @@ def build(options: Options) -> Method:
         edit, _ = counterfactual(state, hyper, model, params, batch, slots, key, plan(model.slots, model_classes(params)))
         return {"evidence": edit.evidence, "chosen": edit.chosen, "edited": {m: s.values for m, s in edit.slots.items()}}
 
-    return Method(init=init, stages=(Stage(share=1.0, loss=loss),), hyper=base.swept(options), explain=explain)
+    def infer(state: Any, hyper: Hyper, model: Model, params: Params, slots: dict[str, Slots]) -> dict[str, Float[Array, "b c"]]:
+        return {m: jax.nn.softmax(reference.read(params["method"][m], own)[0]) for m, own in slots.items()}
+
+    def last(state: Any, hyper: Hyper, model: Model, params: Params, fresh: Params, told: Told) -> tuple[Any, Params]:
+        key = jax.random.wrap_key_data(state["refit"]["key"])
+        weight = refit.balance(told.label, told.inferred)
+        found = refit.refit(key, told.features, told.label, weight, *model.head.get(params["model"]))
+        judged = {"key": state["refit"]["key"], "gain": found.gain, "error": found.error, "used": found.used}
+        return state | {"refit": judged}, params | {"model": model.head.put(params["model"], found.kernel, found.bias)}
+
+    stages = (Stage(share=1.0, loss=loss), *([Stage(share=0.0, loss=None, enter=last, reads="validation")] if options.refit else ()))
+    return Method(init=init, stages=stages, hyper=base.swept(options), explain=explain, infer=infer)
 
 
 def _unstack(out: Outputs) -> tuple[Outputs, Outputs, Outputs]:

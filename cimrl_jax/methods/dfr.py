@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from cimrl_jax.counterfactual import refit
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
 from cimrl_jax.types import Hyper, Method, Model, Params, Spec, Stage, Told
@@ -105,13 +106,7 @@ def _fit(x: Float[Array, "n k"], told: Told, own: Bool[Array, " n"], strength: F
 
 def _solve(x: Float[Array, "n k"], sign: Float[Array, " n"], weight: Float[Array, " n"]) -> Float[Array, " k"]:
     """argmin over w of `|w|_1 + sum weight log(1 + exp(-sign (x w)))`: FISTA (Beck & Teboulle 2009) that restarts where it overshoots."""
-
-    def power(_: Any, v: Float[Array, " k"]) -> Float[Array, " k"]:
-        v = x.T @ (weight * (x @ v))
-        return v / jnp.maximum(jnp.linalg.norm(v), 1e-12)
-
-    top = jax.lax.fori_loop(0, 30, power, jax.random.normal(jax.random.key(0), x.shape[1:]))
-    curvature = 1.1 / 4 * jnp.sum(weight * (x @ top) ** 2) + 1e-6  # of the sum: a little above its highest eigenvalue
+    steepest = refit.curvature(x, weight) / 4  # a sigmoid's slope is at most 1/4
 
     def going(carry: Any) -> Bool[Array, ""]:
         number, *_, slope = carry
@@ -120,10 +115,10 @@ def _solve(x: Float[Array, "n k"], sign: Float[Array, " n"], weight: Float[Array
     def step(carry: Any) -> Any:
         number, old, ahead, momentum, _ = carry
         slope = -x.T @ (weight * sign * jax.nn.sigmoid(-sign * (x @ ahead)))
-        new = _shrink(ahead - slope / curvature, 1 / curvature)
+        new = _shrink(ahead - slope / steepest, 1 / steepest)
         momentum = jnp.where(jnp.sum((ahead - new) * (new - old)) > 0, 1.0, momentum)
         after = (1 + jnp.sqrt(1 + 4 * momentum**2)) / 2
-        return number + 1, new, new + (momentum - 1) / after * (new - old), after, curvature * jnp.max(jnp.abs(new - ahead))
+        return number + 1, new, new + (momentum - 1) / after * (new - old), after, steepest * jnp.max(jnp.abs(new - ahead))
 
     start = jnp.zeros(x.shape[1:])
     return jax.lax.while_loop(going, step, (0, start, start, jnp.ones(()), jnp.asarray(jnp.inf)))[1]

@@ -261,23 +261,27 @@ def _compile(program: Program, stage: int, states: Any, feed: Feed) -> Callable[
     return compiled.lower(states, feed(0, 1), jnp.int32(1)).compile()
 
 
+SAID = ("logits", "features", "inferred")
+"""What members say of a split, each for itself."""
+
+
 def _enter(program: Program, plan: Plan, stage: int, states: Any, feed: Feed, *, first: bool) -> Any:
     """Makes every member ready for the stage: `enter` and a fresh optimiser if it begins (`first`), and the rows that it draws."""
     own = program.method.stages[stage]
     if first and stage:
         told = plan.read(states, own.reads) if own.reads else None
 
-        def one(state: Any, logits: Any, features: Any) -> Any:
+        def one(state: Any, *said: Any) -> Any:
             method, params = state.method, state.params
             if own.enter is not None:
                 key = jax.random.fold_in(state.key, 3 + stage)
                 fresh, _ = fused.init_params(key, model=program.model, method=program.method, spec=program.spec)
-                known = told and dataclasses.replace(told, logits=logits, features=features)
+                known = told and dataclasses.replace(told, **dict(zip(SAID, said, strict=True)))
                 method, params = own.enter(method, state.hyper, program.model, params, fresh, known)
             return dataclasses.replace(state, method=method, params=params, opt_state=program.stage_optimizer(stage)(state.hyper).init(params))
 
         where = sharding(program.mesh, "member")
-        states = jax.jit(jax.vmap(one), out_shardings=where)(states, *((told.logits, told.features) if told else (None, None)))
+        states = jax.jit(jax.vmap(one), out_shardings=where)(states, *(getattr(told, name) for name in SAID if told))
     if own.loss is not None:
         held = jax.device_get(states.method) if own.draw else ()
         feed.enter(own.draw, [jax.tree.map(lambda x, i=i: x[i], held) for i in range(program.members)], program.hyper)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from cimrl_jax.counterfactual import editor, reference
+from cimrl_jax.errors import UserError
 from cimrl_jax.types import Batch, Slots, SlotSpec, Spec
 
 ROWS, COUNT = 24, 4
@@ -50,8 +51,8 @@ def make_batch(*, spread: bool, weight=None, present=None):
 
 
 @functools.cache
-def compiled(intervention, most=0.5):
-    plan = editor.Plan("reference", intervention, 2, most, LAYOUT, 2)
+def compiled(intervention, most=0.5, directions=2):
+    plan = editor.Plan("reference", intervention, 2, most, directions, LAYOUT, 2)
     spec = Spec(num_classes=2, num_groups=0, num_examples=ROWS, steps=10, slots=LAYOUT, dim=2, class_counts=(12, 12))
     state = editor.init(jax.random.key(0), spec, plan)[1]
 
@@ -129,10 +130,19 @@ def test_the_edit_that_flips_the_reference_wins(spread, winner):
     assert (reading(out.slots["only"].values, slots["only"].mask) == 1 - CUE).all()
 
 
+def test_without_directions_there_is_no_exchange_and_no_memory_of_patterns():
+    run, state = compiled("auto", directions=0)
+    batch, slots = make_batch(spread=True)
+    _, after = run(state, slots, batch, jax.random.key(0))
+    assert after["pattern"]["only"] == () and len(after["quality"]["only"]) == 3
+    with pytest.raises(UserError, match="directions"):
+        compiled("exchange", directions=0)
+
+
 def test_on_equal_quality_the_earlier_candidate_wins_and_the_running_quality_is_an_average():
     batch, slots = make_batch(spread=False)
     run, state = compiled("auto")
-    for kind, quality in (("donor", [0.5, 0.5, 0.5]), ("reflect", [0.1, 0.5, 0.5]), ("mix", [0.1, 0.1, 0.5])):
+    for kind, quality in (("donor", [0.5, 0.5, 0.2, 0.5]), ("reflect", [0.1, 0.5, 0.2, 0.5]), ("mix", [0.1, 0.1, 0.2, 0.5])):
         given = state | {"quality": {"only": jnp.array(quality)}}
         out, after = run(given, slots, batch, jax.random.key(2))
         alone, measured = edited(kind, batch, slots, key=2)

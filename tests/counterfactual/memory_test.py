@@ -212,3 +212,95 @@ def test_a_coloured_ground_changes_its_colour_and_the_ink_keeps_its_own(ink):
         np.testing.assert_allclose(after[here & ~inked].mean(0), grounds[1 - c], atol=0.04)
         np.testing.assert_allclose(after[here & inked].mean(0), ink, atol=0.04)
     assert np.abs(after[inked] - ink).mean() < 0.04
+
+
+def striped(b=400, seed=0, size=8, share=0.05):
+    """Pictures of one channel on stripes across or along, of any phase; reading, label, and the pictures without stripes."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(b) % 2
+    read = np.where(rng.random(b) < share, 1 - label, label)
+    place, phase = np.arange(size), rng.uniform(0, 2 * np.pi, b)
+    wave = np.sin(2 * np.pi * place / 4 + phase[:, None])
+    stripes = np.where(read[:, None, None] == 1, wave[:, None, :], wave[:, :, None])
+    content = 0.3 * rng.normal(size=(b, size, size)) + label[:, None, None] * np.outer(place < 4, place < 4)
+    patches = (content + stripes).reshape(b, 2, 4, 2, 4).swapaxes(2, 3).reshape(b, 4, 16)
+    return label, read, Slots(jnp.asarray(patches, jnp.float32), jnp.ones((b, 4), bool))
+
+
+TEXTURED = SlotSpec(kind="image", count=4, width=16, element=1, grid=(2, 2))
+
+
+def learned(steps=150, decay=0.9):
+    label, read, slots = striped(4000)
+    counts = jnp.asarray([[np.mean((label == y) & (read == c)) for c in range(2)] for y in range(2)], jnp.float32)
+    given = {"label": jnp.asarray(label), "reading": jnp.eye(2)[read], "weight": jnp.ones(4000)}
+    state = memory.init_pattern(jax.random.key(0), TEXTURED, 2, directions=4)
+
+    def step(state, _):
+        return memory.update_pattern(state, slots, counts=counts * 4000, **given, decay=decay), None
+
+    return label, read, slots, jax.lax.scan(step, state, None, length=steps)[0]
+
+
+def test_patterns_are_the_leading_eigenvectors_of_the_difference_of_second_moments_within_labels():
+    label, read, slots, state = learned()
+    flat = np.asarray(slots.values, np.float64).reshape(4000, -1)
+    np.testing.assert_allclose(state.mean, flat.mean(0), atol=1e-4)
+    centred = flat - flat.mean(0)
+    difference = np.zeros((64, 64))
+    for y in range(2):
+        for c, sign in ((1, 1), (0, -1)):
+            own = centred[(label == y) & (read == c)]
+            difference += sign * own.T @ own / len(own)
+    values, vectors = np.linalg.eigh(difference)
+    np.testing.assert_allclose(state.size[1, :2], values[::-1][:2], rtol=1e-2)
+    np.testing.assert_allclose(state.size[0, :2], -values[:2], rtol=1e-2)
+    for c, expected in ((1, vectors[:, -2:]), (0, vectors[:, :2])):
+        found = np.asarray(state.basis[c, :, :2])
+        np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-2)
+    assert (np.asarray(state.size[:, 2]) < 0.5 * np.asarray(state.size[:, 0])).all()  # stripes of any phase span two
+
+
+def test_exchanging_turns_the_stripes_keeps_the_rest_and_done_twice_is_nothing():
+    _, read, slots, state = learned()
+    source, target = jnp.asarray(read), jnp.asarray(1 - read)
+    once = intervene.exchange(slots, *memory.swap(state, source, target, threshold=0.5))
+    twice = intervene.exchange(Slots(once, slots.mask), *memory.swap(state, target, source, threshold=0.5))
+    np.testing.assert_allclose(twice, slots.values, atol=1e-4)
+    strength = {}
+    for name, values in (("before", slots.values), ("after", once)):
+        picture = np.asarray(values).reshape(-1, 2, 2, 4, 4).swapaxes(2, 3).reshape(-1, 8, 8)
+        spectrum = np.abs(np.fft.fft2(picture - picture.mean(0)))
+        strength[name] = np.where(read == 1, spectrum[:, 0, 2], spectrum[:, 2, 0]), np.where(read == 1, spectrum[:, 2, 0], spectrum[:, 0, 2])
+    (own, other), (own_after, other_after) = strength["before"], strength["after"]
+    assert own.mean() > 8 * other.mean() and other_after.mean() > 8 * own_after.mean()
+    np.testing.assert_allclose(other_after.mean(), own.mean(), rtol=0.05)
+    # What lies across both patterns is untouched.
+    spans = np.concatenate([np.asarray(state.basis[c, :, :2]) for c in (0, 1)], 1)
+    rest = np.eye(64) - spans @ np.linalg.pinv(spans)
+    change = (np.asarray(once) - np.asarray(slots.values)).reshape(-1, 64)
+    np.testing.assert_allclose(change @ rest, 0, atol=1e-3)
+
+
+def test_where_nothing_is_known_of_patterns_nothing_is_exchanged_that_is_not_orthogonal_and_finite():
+    _, _, slots = striped(8)
+    state = memory.init_pattern(jax.random.key(0), TEXTURED, 2, directions=4)
+    _, mirrors = memory.swap(state, jnp.zeros(8, int), jnp.ones(8, int), threshold=0.5)
+    gram = np.einsum("bwk,bwl->bkl", mirrors, mirrors)
+    np.testing.assert_allclose(gram, np.broadcast_to(np.eye(4), gram.shape), atol=1e-5)
+    _, none = memory.swap(state, jnp.ones(8, int), jnp.ones(8, int), threshold=0.5)  # a class with itself
+    np.testing.assert_array_equal(none, 0)
+    np.testing.assert_array_equal(intervene.exchange(slots, jnp.zeros(64), none), slots.values)
+
+
+def test_gram_schmidt_agrees_with_qr_and_drops_what_depends_on_the_rest():
+    columns = np.random.default_rng(0).normal(size=(3, 20, 4))
+    expected = np.linalg.qr(columns)[0]
+    found = np.asarray(memory.orthonormal(jnp.asarray(columns, jnp.float32)))
+    np.testing.assert_allclose(
+        found, expected * np.sign((expected * columns).sum(1, keepdims=True)) * 1.0 * np.sign((found * columns).sum(1, keepdims=True)), atol=1e-5
+    )
+    columns[..., 2] = columns[..., 0] - 2 * columns[..., 1]
+    found = np.asarray(memory.orthonormal(jnp.asarray(columns, jnp.float32)))
+    np.testing.assert_array_equal(found[..., 2], 0)
+    np.testing.assert_allclose(np.einsum("swk,swl->skl", found, found), np.broadcast_to(np.diag([1, 1, 0, 1]), (3, 4, 4)), atol=1e-5)

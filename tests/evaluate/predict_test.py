@@ -152,6 +152,23 @@ def test_features_are_given_where_asked_for_and_a_methods_own_prediction_replace
         np.testing.assert_allclose(said.features[member], np.concatenate(codes, 1), rtol=1e-5)
 
 
+def test_what_a_method_infers_is_told_for_every_modality_by_name():
+    model, _ = make_model()
+    source, own = make_source(11), prediction.Members({"model": members(model), "method": {"by": jnp.arange(1.0, 4.0)}}, {}, {})
+
+    def infer(state, hyper, model, params, slots):
+        return {m: params["method"]["by"] * jnp.where(s.mask[..., None], s.values, 0.0).sum(1)[:, :2] for m, s in reversed(slots.items())}
+
+    method = Method(init=None, stages=(), hyper={}, explain=None, infer=infer)  # type: ignore[arg-type]
+    said = prediction.make_predict(model, method, batch_size=4)(own, source)
+    for member in range(3):
+        sums = [(source.inputs[m] * source.present[m][:, None, None]).sum(1)[:, :2] for m in ("left", "right")]
+        np.testing.assert_allclose(said.inferred[member], (member + 1) * np.stack(sums, 1), rtol=1e-5)
+    plain = prediction.make_predict(model, batch_size=4)(own, source)
+    np.testing.assert_array_equal(said.logits, plain.logits)
+    assert plain.inferred.shape[:3] == (3, 11, 0)
+
+
 def test_an_empty_source_is_refused():
     model, _ = make_model()
     with pytest.raises(ValueError, match="no rows"):

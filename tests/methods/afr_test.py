@@ -14,7 +14,7 @@ import scipy.special
 
 from cimrl_jax.methods import base
 from cimrl_jax.train import loop
-from cimrl_jax.types import Population, Told
+from cimrl_jax.types import Population
 from tests import tiny
 
 CLASSES, ROWS, GAMMA, LAM = 3, 30, 5.0, 0.3
@@ -39,7 +39,7 @@ def entered():
     key, hyper = jax.random.key(5), {name: jnp.float32(value) for name, value in record.hyper.items()}
     params, (_, state) = {"model": model.init(key), "method": {}}, record.init(key, tiny.spec(own, classes=CLASSES))
     logits = base.forward(model, params, tiny.batch(own, slice(None)), None).logits
-    told = Told(3 * logits, jnp.zeros((ROWS, 0)), jnp.asarray(own.label), jnp.full(ROWS, -1))
+    told = tiny.told(3 * logits, own.label)
     state, kept = record.stages[1].enter(state, hyper, model, params, {"model": model.init(jax.random.key(9)), "method": {}}, told)
     assert kept is params
     return own, record, model, hyper, state, params, told

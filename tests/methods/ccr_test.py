@@ -13,7 +13,6 @@ import pytest
 import scipy.special
 
 from cimrl_jax.train import loop
-from cimrl_jax.types import Told
 from tests import tiny
 
 CLASSES, ROWS, COVARIANCE, PENALTY, LAM = 3, 30, 0.4, 0.2, 0.7
@@ -109,7 +108,7 @@ def test_the_weights_are_the_inverse_shares_of_class_and_rightness():
             cell = (label == c) & (right == outcome)
             expected[cell] = n / max(cell.sum(), 1)
     record, params = make(), {"model": {"x": jnp.ones(2)}, "method": {}}
-    told = Told(jnp.asarray(logits), jnp.zeros((n, 0)), jnp.asarray(label), jnp.full(n, -1))
+    told = tiny.told(logits, label)
     state, kept = record.stages[1].enter({"weight": jnp.ones(n)}, {}, tiny.shallow(CLASSES), params, {}, told)
     np.testing.assert_allclose(state["weight"], expected, rtol=1e-6)
     assert kept is params and len(set(expected)) == 2 * CLASSES

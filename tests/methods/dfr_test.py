@@ -14,7 +14,6 @@ from sklearn.linear_model import LogisticRegression
 
 from cimrl_jax.methods import dfr
 from cimrl_jax.train import loop
-from cimrl_jax.types import Told
 from tests import tiny
 
 FEATURES, REFITS = 12, 3
@@ -33,7 +32,7 @@ def make_told(classes, scale=1.0, seed=0):
     junk = np.full((10, FEATURES), 1e4)
     group, label = np.append(group, np.full(10, -1)), np.append(label, np.zeros(10, int))
     features = np.concatenate([features, junk]).astype(np.float32)
-    return Told(jnp.zeros((len(group), classes)), jnp.asarray(features), jnp.asarray(label), jnp.asarray(group))
+    return tiny.told(np.zeros((len(group), classes)), label, features=features, group=group)
 
 
 def enter(told, key=4):

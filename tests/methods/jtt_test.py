@@ -12,7 +12,7 @@ import pytest
 
 from cimrl_jax.methods import base
 from cimrl_jax.train import loop
-from cimrl_jax.types import Population, Stage, Told
+from cimrl_jax.types import Population, Stage
 from tests import tiny
 
 LOGITS = np.array([[2, 1, 0], [0, 1, 2], [0, 3, 1], [1, 0, 0], [0, 0, 5]], np.float32)
@@ -21,7 +21,7 @@ ERRORS = [False, True, False, True, False]
 
 
 def told(logits):
-    return Told(jnp.asarray(logits), jnp.zeros((len(logits), 0)), jnp.asarray(LABEL), jnp.full(len(logits), -1))
+    return tiny.told(logits, LABEL)
 
 
 def second() -> Any:
