@@ -225,8 +225,8 @@ class Method(NamedTuple):
     stages: tuple[Stage, ...]
     hyper: Mapping[str, float]
     """Every number that may be swept without a new compile."""
-    explain: Callable[..., dict[str, dict[str, Array]]]
-    """(method_state, hyper, model, params, batch, key) -> {"evidence": {m: [b, n]}, "chosen": {m: [b, n] in 0..1}, "edited": {m: [b, n, d]}}."""
+    explain: Callable[..., dict[str, dict[str, Any]]]
+    """(method_state, hyper, model, params, batch, key) -> {"evidence": {m: [b, n]}, "chosen": {m: [b, n] in 0..1}, "edited": {m: Slots}}."""
     predict: Callable[..., Array] | None = None
     """(method_state, hyper, model, params, codes) -> logits [b, c]: the method's prediction where it is not `Outputs.logits`."""
     infer: Callable[..., dict[str, Array]] | None = None

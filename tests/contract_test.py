@@ -395,7 +395,7 @@ def test_the_explanation_covers_every_valid_slot(wide, wide_model):
             assert found.shape == mask.shape and np.isfinite(found).all() and (found >= 0).all() and not found[~mask].any()
         assert (np.asarray(told["chosen"][m]) <= 1).all()
         if "edited" in told:
-            assert told["edited"][m].shape == own.values.shape and np.isfinite(told["edited"][m]).all()
+            assert told["edited"][m].values.shape == own.values.shape and np.isfinite(told["edited"][m].values).all()
 
 
 # Law 8.

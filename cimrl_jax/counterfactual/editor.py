@@ -14,17 +14,19 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from cimrl_jax.counterfactual import attribution, intervene, memory, quality, reference
 from cimrl_jax.errors import UserError
 from cimrl_jax.losses import generalized_cross_entropy, masked_mean
 from cimrl_jax.types import Batch, Hyper, Params, Slots, SlotSpec, Spec
 
-Intervention = Literal["auto", "donor", "reflect", "exchange", "mix", "mask", "mean", "gradient", "noise"]
+Intervention = Literal["auto", "rewrite", "donor", "reflect", "exchange", "mix", "mask", "mean", "gradient", "noise"]
 Identify = Literal["reference", "memory", "gradient", "random"]
-CANDIDATES = ("donor", "reflect", "exchange", "mix")
+CANDIDATES = ("rewrite", "donor", "reflect", "exchange", "mix")
 """What "auto" chooses from, the most specific first: on equal quality the earlier wins."""
+PREFERENCE = 2.0
+"""A rewrite wins from the others' quality divided by this on: it is a real example, so nothing tells that it was made."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +41,12 @@ class Plan:
     slots: Mapping[str, SlotSpec]
     num_classes: int
 
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        wanted = CANDIDATES if self.intervention == "auto" else (self.intervention,)
-        return tuple(kind for kind in wanted if kind != "exchange" or self.directions)
+    def candidates(self, m: str) -> tuple[str, ...]:
+        """The edits that are made of a modality. A sentence is rewritten, since its words recur; its places mean another thing in every sentence."""
+        if self.intervention != "auto":
+            return (self.intervention,)
+        unfit = {"exchange"} if self.slots[m].kind == "text" else {"rewrite"}
+        return tuple(kind for kind in CANDIDATES if kind not in unfit and (kind != "exchange" or self.directions))
 
 
 class Edit(NamedTuple):
@@ -60,7 +64,7 @@ class Edit(NamedTuple):
 def init(key: Key[Array, ""], spec: Spec, plan: Plan) -> tuple[Params, Any]:
     """(references, state)."""
     names = sorted(plan.slots)
-    if not plan.candidates:
+    if plan.intervention == "exchange" and not plan.directions:
         raise UserError("option intervention=exchange of method 'cimrl' needs directions of at least 1")
     keys = dict(zip(names, jax.random.split(key, len(names)), strict=True))
     params = {m: reference.init(keys[m], plan.slots[m], num_classes=spec.num_classes, hidden=plan.hidden) for m in names}
@@ -68,13 +72,13 @@ def init(key: Key[Array, ""], spec: Spec, plan: Plan) -> tuple[Params, Any]:
         "misleading": {m: memory.init_misleading(plan.slots[m], spec.num_classes) for m in names},
         "conflict": {m: memory.init_conflict(plan.slots[m], spec.num_classes) for m in names},
         "pattern": {m: _init_pattern(keys[m], plan, m) for m in names},
-        "quality": {m: jnp.zeros((len(plan.candidates),)) for m in names},
+        "quality": {m: jnp.zeros((len(plan.candidates(m)),)) for m in names},
     }
     return params, state
 
 
 def _init_pattern(key: Key[Array, ""], plan: Plan, m: str) -> Any:
-    if "exchange" not in plan.candidates:
+    if "exchange" not in plan.candidates(m):
         return ()
     return memory.init_pattern(jax.random.fold_in(key, 1), plan.slots[m], plan.num_classes, directions=plan.directions)
 
@@ -103,6 +107,7 @@ class _Look(NamedTuple):
     reading: Float[Array, "b c"]
     evidence: Float[Array, "b n"]
     chosen: Float[Array, "b n"]
+    neutral: Float[Array, "b n"]
     weight: Float[Array, " b"]
 
 
@@ -110,6 +115,7 @@ class _Learned(NamedTuple):
     """What the state of a modality says of its shortcut."""
 
     mirror: memory.Mirror
+    spread: Float[Array, "e e"]
     pattern: Any
 
 
@@ -128,6 +134,7 @@ def edit(
     """Edits every modality by itself; returns the outcome and the new state. `blank` are the learned mask embeddings."""
     out = Edit({}, {}, {}, {}, {})
     state = {part: dict(values) for part, values in state.items()}
+    edits = _which(jax.random.fold_in(key, len(slots)), len(batch.label), len(slots), hyper["together"])
     for stream, m in enumerate(sorted(slots)):
         own_key = jax.random.fold_in(key, stream)
         look, state["misleading"][m] = _look(plan, m, params[m], state["misleading"][m], hyper, slots[m], batch, own_key, model)
@@ -140,7 +147,7 @@ def edit(
             weight=look.weight,
             decay=hyper["decay"],
         )
-        if "exchange" in plan.candidates:
+        if "exchange" in plan.candidates(m):
             state["pattern"][m] = memory.update_pattern(
                 state["pattern"][m],
                 look.slots,
@@ -150,20 +157,24 @@ def edit(
                 weight=look.weight,
                 decay=jnp.sqrt(hyper["decay"]),  # second moments are noisier: remembered twice as long
             )
-        learned = _Learned(memory.mirror(state["conflict"][m]), state["pattern"][m])
+        learned = _Learned(memory.mirror(state["conflict"][m]), memory.spread(state["conflict"][m]), state["pattern"][m])
         gradient = None if model is None else model.gradient[m]
         candidates = _candidates(plan, m, look, slots[m], learned, hyper, batch, own_key, blank[m], gradient)
         worths = []
-        for values, aim, usable in candidates:
-            read, _ = reference.read(params[m], Slots(jax.lax.stop_gradient(values), look.slots.mask))
-            worths.append(quality.flip(read, aim) * usable)
-        earlier_first = 1.0 + 1e-3 * jnp.arange(len(worths), 0, -1)  # on equal quality
-        best = jnp.argmax(state["quality"][m] * earlier_first)
+        for own, aim, worth in candidates:
+            read, _ = reference.read(params[m], jax.lax.stop_gradient(own))
+            worths.append(quality.flip(read, aim) * worth)
+        kinds = plan.candidates(m)
+        preference = jnp.asarray([(PREFERENCE if kind == "rewrite" else 1.0) + 1e-3 * (len(kinds) - k) for k, kind in enumerate(kinds)])
+        best = jnp.argmax(state["quality"][m] * preference)
         measured = jnp.stack([masked_mean(worth, look.weight) for worth in worths])
         state["quality"][m] = hyper["decay"] * state["quality"][m] + (1 - hyper["decay"]) * measured
-        out.slots[m] = Slots(jnp.stack([values for values, _, _ in candidates])[best], slots[m].mask)
+        # A reader that is hardly better than chance has found no shortcut, and an edit would take the cause away.
+        able = memory.skill(state["conflict"][m]) >= hyper["skill"]
+        made = [own for own, _, _ in candidates]
+        out.slots[m] = jax.tree.map(_pick(able & edits[:, stream], best), slots[m], *made)
         out.evidence[m], out.chosen[m], out.reading[m] = look.evidence, look.chosen, look.reading
-        out.quality[m] = jnp.stack(worths)[best]
+        out.quality[m] = jnp.where(able, jnp.stack(worths)[best], 0.0)
     return out, jax.lax.stop_gradient(state)
 
 
@@ -188,7 +199,8 @@ def _look(
             )
             scores = memory.resemblance(misleading, own, model.predicted)
     chosen = attribution.choose(scores, own.mask, threshold=hyper["threshold"])
-    return _Look(own, reading, scores, chosen, weight), misleading
+    neutral = reference.neutral(per_slot, own.mask, jnp.argmax(reading, axis=-1), threshold=hyper["threshold"])
+    return _Look(own, reading, scores, chosen, neutral, weight), misleading
 
 
 def _candidates(
@@ -202,19 +214,23 @@ def _candidates(
     key: Key[Array, ""],
     blank: Float[Array, " d"],
     gradient: Float[Array, "b n d"] | None,
-) -> list[tuple[Array, Array, Array]]:
-    """(edited values, the class that the edit should make the reference read, where it could be made) of every candidate."""
+) -> list[tuple[Slots, Array, Array]]:
+    """(edited slots, the class that the edit should make the reference read, how far it could be made: 0 not at all, 1 wholly) of every candidate."""
     keys = jax.random.split(jax.random.fold_in(key, 1), 4)
     source = jnp.argmax(look.reading, axis=-1)
     # How surely example j is read otherwise than example i: the power all but bars donors whose own reading is in doubt.
     apart = (1.0 - look.reading.T[source]) ** 4
     donors, found = intervene.draw_donors(keys[0], apart, look.weight > 0)
     target = jnp.argmax(look.reading[donors], axis=-1)
+    here = look.weight > 0
     spec, chosen, everywhere = plan.slots[m], look.chosen, jnp.ones_like(found)
     made = []
-    for kind in plan.candidates:
-        aim, usable = target, found
-        if kind == "donor":
+    for kind in plan.candidates(m):
+        aim, usable, mask = target, found, live.mask
+        if kind == "rewrite":
+            partners, usable = intervene.nearest(_alike(look, learned.spread), (apart > 0.1) & here[:, None] & here)
+            values, mask, aim = live.values[partners], live.mask[partners], jnp.argmax(look.reading[partners], axis=-1)
+        elif kind == "donor":
             values = intervene.donor(live, chosen, look.evidence, donors)
             usable = found & (quality.local(chosen, live.mask, most=plan.most) > 0)
         elif kind == "reflect":
@@ -222,7 +238,6 @@ def _candidates(
         elif kind == "exchange":
             values = intervene.exchange(live, *memory.swap(learned.pattern, source, target, threshold=hyper["threshold"]))
             values = values if spec.low is None and spec.high is None else jnp.clip(values, spec.low, spec.high)
-            usable = found & (spec.kind != "text")  # a place in a sentence means another thing in every sentence
         elif kind == "mix":
             same = batch.label[:, None] == batch.label[None, :]
             partners, usable = intervene.draw_donors(keys[1], apart * same, look.weight > 0)
@@ -237,5 +252,35 @@ def _candidates(
             values, usable = intervene.gradient(live, chosen, gradient, hyper["size"], spec), everywhere
         else:
             values, usable = intervene.noise(keys[3], live, chosen, hyper["size"], spec), everywhere
-        made.append((jnp.where(usable[:, None, None], values, live.values), aim, usable))
+        use = usable > 0
+        made.append((Slots(jnp.where(use[:, None, None], values, live.values), jnp.where(use[:, None], mask, live.mask)), aim, usable))
     return made
+
+
+def _which(key: Key[Array, ""], b: int, modalities: int, together: Float[Array, ""]) -> Bool[Array, "b m"]:
+    """Which modalities of an example are edited: all with probability `together`, else any of them, at least one.
+
+    Shortcuts that always agree in the data come apart in use; were they only ever edited together, a disagreement would mean nothing to the model.
+    """
+    keys = jax.random.split(key)
+    any_of = jax.random.bernoulli(keys[0], 0.5, (b, modalities))
+    whole = jax.random.bernoulli(keys[1], together, (b,)) | ~jnp.any(any_of, axis=1)
+    return any_of | whole[:, None]
+
+
+def _pick(use: Bool[Array, " b"], best: Int[Array, ""]) -> Any:
+    """(original, *candidates) -> the best candidate where it is used, for every leaf of slots."""
+    return lambda own, *made: jnp.where(use.reshape(-1, *[1] * (own.ndim - 1)), jnp.stack(made)[best], own)
+
+
+def _alike(look: _Look, spread: Float[Array, "e e"]) -> Float[Array, "b b"]:
+    """How alike examples are but for the shortcut, -1 to 1: the cosine of the sums of their neutral slots, in the metric of the slots' own spread.
+
+    In that metric a rare word weighs more than one that stands in every sentence. What the reading explains of the sums is taken out first.
+    """
+    content = jnp.einsum("bn,bnd->bd", look.neutral, look.slots.values.astype(jnp.float32))
+    share = look.reading * look.weight[:, None]
+    content = content - look.reading @ (share.T @ content / jnp.maximum(jnp.sum(share, axis=0), 1e-8)[:, None])
+    inner = content @ memory.solve(spread, content.T)
+    size = jnp.sqrt(jnp.maximum(jnp.diagonal(inner), 1e-12))
+    return inner / (size[:, None] * size[None, :])

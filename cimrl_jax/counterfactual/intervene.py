@@ -1,8 +1,9 @@
 """Counterfactual edits `x' = x + delta` of one modality's slots (METHODS 1.4). Each returns the edited values `[b, n, d]`.
 
-Which edit fits depends on where the shortcut lies: in a few slots (a word, a patch) their content is swapped with a donor's; in every slot (a tint, a
-tone) its share of each element is reflected; in how slots go together (a texture) the patterns of two classes are exchanged in the example as a
-whole; where none flips the reference, the example is interpolated with a donor.
+Which edit fits depends on where the shortcut lies: in how a sentence is put, it is replaced by one that says the same otherwise; in a few slots (a
+word, a patch) their content is swapped with a donor's; in every slot (a tint, a tone) its share of each element is reflected; in how slots go
+together (a texture) the patterns of two classes are exchanged in the example as a whole; where none flips the reference, the example is interpolated
+with a donor.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ def draw_donors(key: Key[Array, ""], affinity: Float[Array, "b b"], usable: Bool
     allowed = usable[None, :] & ~jnp.eye(b, dtype=bool) & (affinity > 1e-6)
     score = jnp.where(allowed, jnp.log(jnp.maximum(affinity, 1e-6)) + jax.random.gumbel(key, (b, b)), -jnp.inf)
     return jnp.argmax(score, axis=-1), jnp.any(allowed, axis=-1)
+
+
+def nearest(alike: Float[Array, "b b"], allowed: Bool[Array, "b b"]) -> tuple[Int[Array, " b"], Float[Array, " b"]]:
+    """For each example the allowed one that is most like it, and how much so, at least 0; 0 where none is allowed."""
+    score = jnp.where(allowed, alike, -jnp.inf)
+    return jnp.argmax(score, axis=-1), jnp.maximum(jnp.max(score, axis=-1), 0.0)
 
 
 def donor(slots: Slots, chosen: Float[Array, "b n"], evidence: Float[Array, "b n"], donors: Int[Array, " b"]) -> Float[Array, "b n d"]:

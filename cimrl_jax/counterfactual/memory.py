@@ -107,6 +107,13 @@ def update_conflict(
     return Conflict(total=fold(memory.total, total), weight=fold(memory.weight, own.T @ reading), square=fold(memory.square, square))
 
 
+def skill(memory: Conflict) -> Float[Array, ""]:
+    """How well the label is read, by the mean over labels of the probability that the reading gives them: 0 is chance, 1 perfect."""
+    c = memory.weight.shape[0]
+    right = jnp.mean(jnp.diagonal(memory.weight) / jnp.maximum(jnp.sum(memory.weight, axis=1), 1e-8))
+    return (right - 1 / c) / max(1 - 1 / c, 1e-8)
+
+
 class Mirror(NamedTuple):
     """For each pair (from class r, to class c): `x' = x - 2 <x - middle, across> along` turns the cue of r into that of c."""
 
@@ -128,11 +135,7 @@ def mirror(memory: Conflict) -> Mirror:
     step = mean - agreeing[:, None]  # [y, c, e]: what changes when label y's examples are read as c
     along = (step - jnp.swapaxes(step, 0, 1)) / 4  # [r, c, e]
     middle = (mean + jnp.swapaxes(mean, 0, 1) + agreeing[:, None] + agreeing[None, :]) / 4
-    between = jnp.einsum("yc,yce,ycf->ef", memory.weight, mean, mean)
-    within = (memory.square - between) / jnp.maximum(jnp.sum(memory.weight), 1e-8)
-    e = within.shape[0]
-    within = within + (1e-3 * jnp.trace(within) / e + 1e-6) * jnp.eye(e)
-    across = jnp.linalg.solve(within, along.reshape(-1, e).T).T.reshape(along.shape)
+    across = solve(spread(memory), along.reshape(-1, along.shape[-1]).T).T.reshape(along.shape)
     across = across / jnp.maximum(jnp.sum(across * along, axis=-1, keepdims=True), 1e-8)
     return Mirror(along, across, middle)
 
@@ -199,15 +202,43 @@ def swap(
     strongest of the other. What is orthogonal to both stays.
     """
     strong = memory.size >= threshold * jnp.max(memory.size, axis=-1, keepdims=True)  # [c, k]
-    both = (strong[source] & strong[target])[:, None]
-    return memory.mean, orthonormal(jnp.where(both, memory.basis[target] - memory.basis[source], 0.0))
+
+    def mirrors(source: Int[Array, " s"], target: Int[Array, " s"]) -> Float[Array, "s w k"]:
+        both = (strong[source] & strong[target])[:, None]
+        return orthonormal(jnp.where(both, memory.basis[target] - memory.basis[source], 0.0))
+
+    c = len(strong)
+    if c * c > len(source):
+        return memory.mean, mirrors(source, target)
+    first, second = jnp.divmod(jnp.arange(c * c), c)  # there are fewer pairs of classes than examples
+    return memory.mean, mirrors(first, second)[source * c + target]
+
+
+# LAPACK's factorisations in a program that is batched over members can wait for one another without end on a CPU with few cores. Neither of the next
+# two needs them.
+
+
+def solve(matrix: Float[Array, "e e"], columns: Float[Array, "e k"]) -> Float[Array, "e k"]:
+    """`matrix^-1 columns` of a symmetric positive definite matrix, by conjugate gradients with the diagonal as preconditioner (Hestenes & Stiefel
+    1952): at most 64 iterations, which is exact up to rounding for small matrices."""
+    diagonal = jnp.diagonal(matrix)[:, None]
+
+    def step(carry: tuple[Array, ...], _: None) -> tuple[tuple[Array, ...], None]:
+        x, rest, ahead, size = carry
+        moved = matrix @ ahead
+        length = size / jnp.maximum(jnp.sum(ahead * moved, axis=0), 1e-30)
+        x, rest = x + length * ahead, rest - length * moved
+        scaled = rest / diagonal
+        new = jnp.sum(rest * scaled, axis=0)
+        return (x, rest, scaled + new / jnp.maximum(size, 1e-30) * ahead, new), None
+
+    scaled = columns / diagonal
+    start = (jnp.zeros_like(columns), columns, scaled, jnp.sum(columns * scaled, axis=0))
+    return jax.lax.scan(step, start, None, length=min(2 * len(matrix), 64))[0][0]
 
 
 def orthonormal(columns: Float[Array, "*s w k"]) -> Float[Array, "*s w k"]:
-    """Gram-Schmidt, twice over for accuracy; a column that is zero or lies in the span of those before it becomes zero.
-
-    LAPACK's factorisations in a batched program on a CPU with few cores can wait for one another without end; these few columns do not need them.
-    """
+    """Gram-Schmidt, twice over for accuracy; a column that is zero or lies in the span of those before it becomes zero."""
     done: list[Array] = []
     for j in range(columns.shape[-1]):
         own = columns[..., j]
@@ -218,6 +249,15 @@ def orthonormal(columns: Float[Array, "*s w k"]) -> Float[Array, "*s w k"]:
         left = jnp.linalg.norm(own, axis=-1, keepdims=True)
         done.append(jnp.where(left > 1e-4 * before, own / jnp.maximum(left, 1e-20), 0.0))
     return jnp.stack(done, axis=-1)
+
+
+def spread(memory: Conflict) -> Float[Array, "e e"]:
+    """The covariance of elements within (label, reading), a little of the identity added so that it can be inverted."""
+    mean = _mean(memory.total, memory.weight)
+    between = jnp.einsum("yc,yce,ycf->ef", memory.weight, mean, mean)
+    within = (memory.square - between) / jnp.maximum(jnp.sum(memory.weight), 1e-8)
+    e = within.shape[0]
+    return within + (1e-3 * jnp.trace(within) / e + 1e-6) * jnp.eye(e)
 
 
 def _flat(slots: Slots) -> Float[Array, "b w"]:

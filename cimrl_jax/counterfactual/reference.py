@@ -35,8 +35,18 @@ def read(params: Params, slots: Slots) -> tuple[Float[Array, "b c"], Float[Array
 
 
 def evidence(per_slot: Float[Array, "b n c"], mask: Bool[Array, "b n"], target: Int[Array, " b"]) -> Float[Array, "b n"]:
-    """How far each slot alone speaks for class `target`: its logit minus the mean of the others, relu'd, 0 on invalid slots."""
-    c = per_slot.shape[-1]
+    """How far each slot alone speaks for class `target`: its margin, relu'd, 0 on invalid slots."""
+    return jnp.where(mask, jax.nn.relu(margin(per_slot, target)), 0.0)
+
+
+def margin(per_slot: Float[Array, "b n c"], target: Int[Array, " b"]) -> Float[Array, "b n"]:
+    """Each slot's logit of class `target` minus the mean of the others."""
     own = jnp.take_along_axis(per_slot, target[:, None, None], axis=-1)[..., 0]
-    rest = (jnp.sum(per_slot, axis=-1) - own) / max(c - 1, 1)
-    return jnp.where(mask, jax.nn.relu(own - rest), 0.0)
+    return own - (jnp.sum(per_slot, axis=-1) - own) / max(per_slot.shape[-1] - 1, 1)
+
+
+def neutral(per_slot: Float[Array, "b n c"], mask: Bool[Array, "b n"], target: Int[Array, " b"], *, threshold: Array | float) -> Float[Array, "b n"]:
+    """How little each slot speaks for or against class `target`: 1 not at all, 0 from `threshold` of the most telling slot's margin on."""
+    size = jnp.where(mask, jnp.abs(margin(per_slot, target)), 0.0)
+    most = jnp.max(size, axis=-1, keepdims=True)
+    return jnp.where(mask, jnp.maximum(1.0 - size / jnp.maximum(threshold * most, 1e-8), 0.0), 0.0)

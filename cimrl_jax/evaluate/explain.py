@@ -55,7 +55,7 @@ def _measure(own: Explained) -> Any:
         if "edited" not in told:
             return found, None
         before = _logits(own, member, slots)
-        after = _logits(own, member, {m: Slots(told["edited"][m], s.mask) for m, s in slots.items()})
+        after = _logits(own, member, told["edited"])
         return found, alignment.consistency(before, after, batch.weight)
 
     return one
@@ -89,7 +89,7 @@ def _examples(own: Explained, dataset: Dataset, split: str, shown: int) -> list[
     def tell(member: Members, batch: Batch) -> Any:
         slots = model.embed(member.params["model"], batch.inputs, batch.present)
         told = method.explain(member.state, member.hyper, model, member.params, batch, jax.random.key(0))
-        edited = {m: Slots(told["edited"][m], s.mask) for m, s in slots.items()} if "edited" in told else slots
+        edited = told.get("edited", slots)
         pictures = model.render(member.params["model"], {m: s.values for m, s in edited.items()})
         return told, jnp.argmax(_logits(own, member, slots), -1), jnp.argmax(_logits(own, member, edited), -1), pictures
 
@@ -124,7 +124,7 @@ def _card(
         words = dataset.features[text].vocabulary
         ids = np.asarray(batch.inputs[text][i])
         card["words"] = [words[k] for k in ids[ids > 0]]
-        card["edited_words"] = [words[k] for k in pictures[text][i][: len(card["words"])]] if edited else None
+        card["edited_words"] = [words[k] for k in pictures[text][i][told["edited"][text].mask[i]]] if edited else None
     return card
 
 

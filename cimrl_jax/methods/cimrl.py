@@ -82,6 +82,10 @@ class Options:
     """Slots with at least this share of the highest evidence are chosen."""
     most: float = 0.5
     """A donor edit is used only if it replaces at most this share of the slots."""
+    together: float = 0.0
+    """Probability that all modalities of an example are edited; otherwise it is a random selection of them, at least one."""
+    skill: float = 0.2
+    """A modality is edited only if its reference reads the label at least so well: 0 is chance, 1 perfect."""
     size: float = 0.5
     """Size of the gradient step or of the noise, in units of the slots' values."""
     decay: float = 0.98
@@ -144,7 +148,7 @@ def build(options: Options) -> Method:
             misread = (jnp.argmax(edit.reading[m], axis=-1) != batch.label).astype(jnp.float32)
             figures[f"conflict_{m}"] = masked_mean(misread, batch.weight * batch.present[m])
             figures[f"flip_{m}"] = masked_mean(edit.quality[m], batch.weight * batch.present[m])
-            for k, kind in enumerate(how.candidates if options.intervention == "auto" else ()):
+            for k, kind in enumerate(how.candidates(m) if options.intervention == "auto" else ()):
                 figures[f"quality_{m}_{kind}"] = editor_state["quality"][m][k]
         return total, (state | {"editor": editor_state, "step": state["step"] + 1}, figures)
 
@@ -165,10 +169,10 @@ def build(options: Options) -> Method:
         references = jax.lax.stop_gradient(params["method"])
         return editor.edit(how, references, state["editor"], hyper, slots, batch, key, blank=params["model"]["blank"], model=told)
 
-    def explain(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, dict[str, Array]]:
+    def explain(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, dict[str, Any]]:
         slots = model.embed(params["model"], batch.inputs, batch.present)
         edit, _ = counterfactual(state, hyper, model, params, batch, slots, key, plan(model.slots, model_classes(params)))
-        return {"evidence": edit.evidence, "chosen": edit.chosen, "edited": {m: s.values for m, s in edit.slots.items()}}
+        return {"evidence": edit.evidence, "chosen": edit.chosen, "edited": edit.slots}
 
     def infer(state: Any, hyper: Hyper, model: Model, params: Params, slots: dict[str, Slots]) -> dict[str, Float[Array, "b c"]]:
         return {m: jax.nn.softmax(reference.read(params["method"][m], own)[0]) for m, own in slots.items()}

@@ -24,7 +24,7 @@ READER = {
     "outer": 20 * jnp.array([[0.0, 1.0], [1.0, 0.0]]),  # cue above 0: class 1, below: class 0
     "outer_bias": jnp.zeros(2),
 }
-HYPER = {name: jnp.float32(value) for name, value in {"decay": 0.9, "threshold": 0.5, "size": 0.5}.items()}
+HYPER = {name: jnp.float32(value) for name, value in {"decay": 0.9, "threshold": 0.5, "size": 0.5, "skill": 0.2, "together": 0.0}.items()}
 LABEL = np.arange(ROWS) % 2
 CUE = np.where(np.arange(ROWS) % 6 < 4, LABEL, 1 - LABEL)  # two thirds agree with the label
 PLACE = np.random.default_rng(0).integers(0, COUNT, ROWS)

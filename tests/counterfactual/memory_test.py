@@ -304,3 +304,13 @@ def test_gram_schmidt_agrees_with_qr_and_drops_what_depends_on_the_rest():
     found = np.asarray(memory.orthonormal(jnp.asarray(columns, jnp.float32)))
     np.testing.assert_array_equal(found[..., 2], 0)
     np.testing.assert_allclose(np.einsum("swk,swl->skl", found, found), np.broadcast_to(np.diag([1, 1, 0, 1]), (3, 4, 4)), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 24])
+def test_conjugate_gradients_solve(size):
+    rng = np.random.default_rng(size)
+    root = rng.normal(size=(size, 2 * size))
+    matrix, columns = root @ root.T + 0.1 * np.eye(size), rng.normal(size=(size, 5))
+    columns[:, 0] = 0
+    found = memory.solve(jnp.asarray(matrix, jnp.float32), jnp.asarray(columns, jnp.float32))
+    np.testing.assert_allclose(found, np.linalg.solve(matrix, columns), rtol=2e-3, atol=2e-3)

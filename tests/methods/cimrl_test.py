@@ -14,7 +14,6 @@ import scipy.special
 
 from cimrl_jax.counterfactual import editor
 from cimrl_jax.methods import base
-from cimrl_jax.types import Slots
 from tests import tiny
 
 KEY = jax.random.key(7)
@@ -63,7 +62,7 @@ def outputs(**options):
     told = record.explain(state, hyper, model, params, batch, KEY)
     slots = model.embed(params["model"], batch.inputs, batch.present)
     view = model.embed(params["model"], model.perturb(batch.inputs, KEY), batch.present)
-    edited = {m: Slots(told["edited"][m], s.mask) for m, s in slots.items()}
+    edited = told["edited"]
     found = [model.decide(params["model"], model.encode(params["model"], s)) for s in (slots, view, edited)]
     return jax.tree.map(lambda x: np.asarray(x, np.float64), found)
 
@@ -214,7 +213,7 @@ def test_every_way_to_identify_goes_with_every_intervention(identify, interventi
     slots = model.embed(params["model"], batch.inputs, batch.present)
     for m, own in slots.items():
         mask = np.asarray(own.mask)
-        assert told["edited"][m].shape == own.values.shape and np.isfinite(told["edited"][m]).all()
+        assert told["edited"][m].values.shape == own.values.shape and np.isfinite(told["edited"][m].values).all()
         assert (np.asarray(told["evidence"][m]) >= 0).all() and not np.asarray(told["evidence"][m])[~mask].any()
         assert set(np.unique(told["chosen"][m])) <= {0.0, 1.0} and not np.asarray(told["chosen"][m])[~mask].any()
     run = record.stages[0].loss
