@@ -170,7 +170,7 @@ def edit(
         measured = jnp.stack([masked_mean(worth, look.weight) for worth in worths])
         state["quality"][m] = hyper["decay"] * state["quality"][m] + (1 - hyper["decay"]) * measured
         # A reader that is hardly better than chance has found no shortcut, and an edit would take the cause away.
-        able = memory.skill(state["conflict"][m]) >= hyper["skill"]
+        able = (memory.skill(state["conflict"][m]) >= hyper["skill"]) | (plan.intervention != "auto")
         made = [own for own, _, _ in candidates]
         out.slots[m] = jax.tree.map(_pick(able & edits[:, stream], best), slots[m], *made)
         out.evidence[m], out.chosen[m], out.reading[m] = look.evidence, look.chosen, look.reading
@@ -281,6 +281,7 @@ def _alike(look: _Look, spread: Float[Array, "e e"]) -> Float[Array, "b b"]:
     content = jnp.einsum("bn,bnd->bd", look.neutral, look.slots.values.astype(jnp.float32))
     share = look.reading * look.weight[:, None]
     content = content - look.reading @ (share.T @ content / jnp.maximum(jnp.sum(share, axis=0), 1e-8)[:, None])
-    inner = content @ memory.solve(spread, content.T)
+    elements = content.reshape(-1, len(spread))
+    inner = content @ memory.solve(spread, elements.T).T.reshape(content.shape).T
     size = jnp.sqrt(jnp.maximum(jnp.diagonal(inner), 1e-12))
     return inner / (size[:, None] * size[None, :])

@@ -85,7 +85,7 @@ class Options:
     together: float = 0.0
     """Probability that all modalities of an example are edited; otherwise it is a random selection of them, at least one."""
     skill: float = 0.2
-    """A modality is edited only if its reference reads the label at least so well: 0 is chance, 1 perfect."""
+    """With "auto", a modality is edited only if its reference reads the label at least so well: 0 is chance, 1 perfect."""
     size: float = 0.5
     """Size of the gradient step or of the noise, in units of the slots' values."""
     decay: float = 0.98
@@ -171,7 +171,8 @@ def build(options: Options) -> Method:
 
     def explain(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, dict[str, Any]]:
         slots = model.embed(params["model"], batch.inputs, batch.present)
-        edit, _ = counterfactual(state, hyper, model, params, batch, slots, key, plan(model.slots, model_classes(params)))
+        whole = {**hyper, "together": jnp.ones(())}
+        edit, _ = counterfactual(state, whole, model, params, batch, slots, key, plan(model.slots, model_classes(params)))
         return {"evidence": edit.evidence, "chosen": edit.chosen, "edited": edit.slots}
 
     def infer(state: Any, hyper: Hyper, model: Model, params: Params, slots: dict[str, Slots]) -> dict[str, Float[Array, "b c"]]:

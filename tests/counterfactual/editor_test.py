@@ -5,6 +5,7 @@ A slot is (content, cue): the reference reads the sign of the cue in any slot an
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cimrl_jax.counterfactual import editor, reference
+from cimrl_jax.counterfactual import editor, memory, reference
 from cimrl_jax.errors import UserError
 from cimrl_jax.types import Batch, Slots, SlotSpec, Spec
 
@@ -25,6 +26,8 @@ READER = {
     "outer_bias": jnp.zeros(2),
 }
 HYPER = {name: jnp.float32(value) for name, value in {"decay": 0.9, "threshold": 0.5, "size": 0.5, "skill": 0.2, "together": 0.0}.items()}
+KINDS = ("donor", "reflect", "exchange", "mix")
+"""The candidates for slots that are not words."""
 LABEL = np.arange(ROWS) % 2
 CUE = np.where(np.arange(ROWS) % 6 < 4, LABEL, 1 - LABEL)  # two thirds agree with the label
 PLACE = np.random.default_rng(0).integers(0, COUNT, ROWS)
@@ -123,11 +126,68 @@ def test_the_edit_that_flips_the_reference_wins(spread, winner):
     run, state = compiled("auto")
     for key in range(5):
         out, state = run(state, slots, batch, jax.random.key(key))
-    assert editor.CANDIDATES[int(np.argmax(state["quality"]["only"]))] == winner
+    assert KINDS[int(np.argmax(state["quality"]["only"]))] == winner
     alone, _ = edited(winner, batch, slots, key=4)
     if winner == "donor":  # it draws the same donors
         np.testing.assert_array_equal(out.slots["only"].values, alone.slots["only"].values)
     assert (reading(out.slots["only"].values, slots["only"].mask) == 1 - CUE).all()
+
+
+def test_a_reader_that_is_no_better_than_chance_leaves_the_example_alone():
+    batch, slots = make_batch(spread=False)
+    batch = dataclasses.replace(batch, label=jnp.asarray(np.arange(ROWS) // 2 % 2, jnp.int32))
+    assert abs(np.mean(np.asarray(batch.label) == CUE) - 0.5) < 0.1
+    run, state = compiled("auto")
+    out, after = run(state, slots, batch, jax.random.key(0))
+    np.testing.assert_array_equal(out.slots["only"].values, slots["only"].values)
+    assert not np.asarray(out.quality["only"]).any() and float(memory.skill(after["conflict"]["only"])) < 0.2
+    asked, _ = edited("donor", batch, slots)  # by name it is made all the same
+    assert (np.asarray(asked.slots["only"].values) != np.asarray(slots["only"].values)).any()
+
+
+def test_skill_is_zero_at_chance_and_one_where_every_label_is_read():
+    for right, expected in ((1.0, 1.0), (0.5, 0.0), (0.75, 0.5)):
+        weight = jnp.array([[right, 1 - right], [10 * (1 - right), 10 * right]])  # unequal classes count alike
+        state = memory.Conflict(total=jnp.zeros((2, 2, 1)), weight=weight, square=jnp.zeros((1, 1)))
+        assert float(memory.skill(state)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_modalities_are_edited_apart_every_selection_equally_often_and_never_none():
+    drawn = np.asarray(editor._which(jax.random.key(0), 6000, 2, jnp.float32(0.0)))
+    shares = [np.mean((drawn == pattern).all(1)) for pattern in ([True, False], [False, True], [True, True])]
+    assert drawn.any(1).all()
+    np.testing.assert_allclose(shares, [0.25, 0.25, 0.5], atol=0.03)
+    assert np.asarray(editor._which(jax.random.key(0), 100, 3, jnp.float32(1.0))).all()
+
+
+SENTENCES = {"only": SlotSpec(kind="text", count=5, width=6, element=6)}
+
+
+def ask(*questions):
+    """Words are one-hot: 0 'there' says class 0, 1 'present' class 1, 2 to 4 name things, 5 stands in all."""
+    values, mask = np.zeros((len(questions), 5, 6), np.float32), np.zeros((len(questions), 5), bool)
+    for i, words in enumerate(questions):
+        values[i, np.arange(len(words)), words] = 1
+        mask[i, : len(words)] = True
+    return Slots(jnp.asarray(values), jnp.asarray(mask))
+
+
+def test_a_sentence_is_replaced_by_one_that_says_the_same_otherwise_whatever_its_length():
+    questions = [(0, thing, 5) if form == 0 else (thing, 5, 5, 1) for thing in (2, 3, 4) for form in (0, 1)]
+    slots, forms = ask(*questions), np.tile([0, 1], 3)
+    reader = {"inner": 20 * jnp.eye(6)[:, :2], "inner_bias": jnp.zeros(2), "outer": jnp.array([[1.0, -1.0], [-1.0, 1.0]]), "outer_bias": jnp.zeros(2)}
+    plan = editor.Plan("reference", "auto", 2, 0.5, 2, SENTENCES, 2)
+    spec = Spec(num_classes=2, num_groups=0, num_examples=6, steps=10, slots=SENTENCES, dim=2, class_counts=(3, 3))
+    state = editor.init(jax.random.key(0), spec, plan)[1]
+    fields = {"label": forms, "group": np.full(6, -1), "index": np.arange(6)}
+    batch = Batch(inputs={}, present={"only": jnp.ones(6, bool)}, weight=jnp.ones(6), **{k: jnp.asarray(v, jnp.int32) for k, v in fields.items()})
+    run = jax.jit(lambda state, key: editor.edit(plan, {"only": reader}, state, HYPER, {"only": slots}, batch, key, blank={"only": jnp.zeros(6)}))
+    for key in range(3):
+        out, state = run(state, jax.random.key(key))
+    assert plan.candidates("only")[int(np.argmax(state["quality"]["only"] * jnp.array([2.0, 1, 1, 1])))] == "rewrite"
+    other = np.arange(6) ^ 1  # the same thing, asked in the other form
+    np.testing.assert_array_equal(out.slots["only"].values, slots.values[other])
+    np.testing.assert_array_equal(out.slots["only"].mask, slots.mask[other])
 
 
 def test_without_directions_there_is_no_exchange_and_no_memory_of_patterns():
@@ -147,7 +207,7 @@ def test_on_equal_quality_the_earlier_candidate_wins_and_the_running_quality_is_
         out, after = run(given, slots, batch, jax.random.key(2))
         alone, measured = edited(kind, batch, slots, key=2)
         np.testing.assert_allclose(out.slots["only"].values, alone.slots["only"].values, atol=1e-5)
-        place = editor.CANDIDATES.index(kind)
+        place = KINDS.index(kind)
         fresh = float(measured["quality"]["only"][0]) / 0.1  # from 0, by a tenth
         assert float(after["quality"]["only"][place]) == pytest.approx(0.9 * quality[place] + 0.1 * fresh, abs=1e-5)
 

@@ -151,7 +151,7 @@ def test_disentanglement_is_the_equation(options):
 @pytest.mark.parametrize("reverse", [False, True])
 def test_intervention_is_the_equation(reverse):
     options = {"intervention": "mask", "kl_reverse": reverse}  # masking draws nothing at random
-    _, metrics, _, _ = evaluate({"mu": 0.6, "nu": 1.7}, **options)
+    _, metrics, _, _ = evaluate({"mu": 0.6, "nu": 1.7, "together": 1.0}, **options)
     original, _, edited = outputs(**options)
     before, after = (scipy.special.log_softmax(x.logits, axis=1) for x in (original, edited))
     p, q = (before, after) if reverse else (after, before)
