@@ -63,8 +63,9 @@ def place(program: loop.Program, stage: int) -> tuple[str, float]:
 def count(config: Config) -> list[dict[str, Any]]:
     """One record per stage: the operations of a step as written."""
     sides = [(place(*own), lower(*own)[0].cost_analysis()["flops"]) for own in stages(config)]
+    found = {"environment": environment()}
     return [
-        {"name": f"step_cost/{name}", "share_of_steps": share, "written_flops_ratio": flops / sides[0][1], "written_flops": flops}
+        {"name": f"step_cost/{name}", "share_of_steps": share, "written_flops_ratio": flops / sides[0][1], "written_flops": flops, **found}
         for (name, share), flops in sides
     ]
 

@@ -55,7 +55,7 @@ class Look:
         """The splits that every rule and setting is measured on; the last is the one that the oracle reads."""
         self._predict: dict[Any, Predict] = {}
         self._shares = metrics.group_shares(group_counts(splits["train"], len(built.dataset.group_names)))
-        told = {"worst_group": (splits["validation"].group >= 0).any(), ORACLE: (splits[self.headlines[-1]].group >= 0).any()}
+        told = {"worst_group": (built.dataset.split("validation").group >= 0).any(), ORACLE: (splits[self.headlines[-1]].group >= 0).any()}
         self.rules = ("worst_class", "average", *(rule for rule, known in told.items() if known), "last")
         """Those that the data set allows."""
 

@@ -145,7 +145,7 @@ class Model(NamedTuple):
     embed: Callable[[Params, Mapping[str, Array], Mapping[str, Array]], dict[str, Slots]]
     """(params, inputs, present) -> slots. An absent modality's mask is False throughout."""
     encode: Callable[..., dict[str, Array]]
-    """(params, slots, key=None) -> codes {modality and "shared": [b, d]}."""
+    """(params, slots, key=None) -> codes {modality and "shared": [b, d]}. An absent modality's code is zero."""
     decide: Callable[..., Outputs]
     """(params, codes) -> Outputs."""
     perturb: Callable[[Mapping[str, Array], Key[Array, ""]], dict[str, Array]]

@@ -102,6 +102,7 @@ def whisker(axes: Axes, at: float, cell: Cell, colour: str, flat: bool = False) 
 
 
 def legend(axes: Axes, methods: Sequence[str], lines: bool = False, known: Sequence[str] | None = None) -> None:
+    """Puts the methods' colours beside the axes, as lines or patches; their looks are those that they have among `known`, so that figures agree."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
