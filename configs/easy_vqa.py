@@ -2,7 +2,7 @@
 
 Command:   python -m cimrl_jax.main --config configs/easy_vqa.py
 Cost:      about 2 min for erm and the ceiling, 1 seed, on 2 CPU cores
-Result:    1 seed, worst group of test_balanced: ERM 0, ceiling 67.3 % (other methods: not yet measured)
+Result:    worst group of test_balanced: ERM 8.3, ceiling 75.3 % (2 seeds); CIMRL 59.8 ± 9.8 (3 seeds x 1000 steps)
 """
 
 config = {
