@@ -278,7 +278,9 @@ def _enter(program: Program, plan: Plan, stage: int, states: Any, feed: Feed, *,
                 fresh, _ = fused.init_params(key, model=program.model, method=program.method, spec=program.spec)
                 known = told and dataclasses.replace(told, **dict(zip(SAID, said, strict=True)))
                 method, params = own.enter(method, state.hyper, program.model, params, fresh, known)
-            return dataclasses.replace(state, method=method, params=params, opt_state=program.stage_optimizer(stage)(state.hyper).init(params))
+            # A stage without steps has no use for an optimiser: the state of the last one that was at work stays.
+            begun = state.opt_state if own.loss is None else program.stage_optimizer(stage)(state.hyper).init(params)
+            return dataclasses.replace(state, method=method, params=params, opt_state=begun)
 
         where = sharding(program.mesh, "member")
         states = jax.jit(jax.vmap(one), out_shardings=where)(states, *(getattr(told, name) for name in SAID if told))
