@@ -85,7 +85,8 @@ def _weight(told: Told, held: Bool[Array, " n"], gamma: Float[Array, ""]) -> Flo
     own = held[:, None] * jax.nn.one_hot(told.label, told.logits.shape[-1])  # [n, c]
     number = jnp.sum(own, axis=0)[told.label]
     probability = jnp.exp(-cross_entropy(told.logits, told.label))
-    raw = jnp.where(held, jnp.exp(-gamma * probability) / jnp.maximum(number, 1.0), 0.0)
+    least = jnp.min(jnp.where(held, probability, 1.0))  # cancels, and keeps a large gamma from making every weight 0
+    raw = jnp.where(held, jnp.exp(-gamma * (probability - least)) / jnp.maximum(number, 1.0), 0.0)
     return raw / jnp.sum(raw) * jnp.sum(held)
 
 

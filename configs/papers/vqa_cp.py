@@ -24,11 +24,24 @@ settings = {
         "method": {"cf_vqa": {"fusion": "sum", "biased": ("text",), "hidden": 1024, "branch_weight": 1.0}},
         "source": "Niu et al. 2021: cfvqa/options/vqacp2/smrl_cfvqa_sum.yaml of github.com/yuleiniu/cfvqa",
     },
+    "cf_vqa_hm": {
+        "methods": ("cf_vqa",),
+        "train": {**CFVQA, "steps": steps(22, 256)},
+        "method": {"cf_vqa": {"fusion": "hm", "biased": ("text",), "hidden": 1024, "branch_weight": 1.0}},
+        "source": "Niu et al. 2021: cfvqa/options/vqacp2/smrl_cfvqa_hm.yaml of github.com/yuleiniu/cfvqa",
+    },
+    # The graph without a path from the image alone.
+    "cf_vqa_simple": {
+        "methods": ("cf_vqa",),
+        "train": {**CFVQA, "steps": steps(22, 256)},
+        "method": {"cf_vqa": {"fusion": "sum", "branches": ("text",), "biased": ("text",), "hidden": 1024, "branch_weight": 1.0}},
+        "source": "Niu et al. 2021: cfvqa/options/vqacp2/smrl_cfvqasimple_sum.yaml of github.com/yuleiniu/cfvqa",
+    },
     "rubi": {
         "methods": ("poe",),
         "train": {**CFVQA, "steps": steps(22, 256)},
         "method": {"poe": {"form": "rubi", "biased": ("text",), "hidden": 1024, "bias_weight": 1.0}},
-        "source": "Niu et al. 2021: cfvqa/options/vqacp2/smrl_rubi.yaml of github.com/yuleiniu/cfvqa",
+        "source": "Cadene et al. 2019: rubi/options/vqacp2/rubi.yaml of github.com/cdancette/rubi.bootstrap.pytorch; Niu et al. 2021: smrl_rubi.yaml",
     },
     # The authors' optimiser is Adamax with its default rate; their bias is the frequency of the answers to each type of question.
     "lmh": {

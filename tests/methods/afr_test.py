@@ -54,6 +54,16 @@ def test_the_weights_are_the_authors(entered):
     assert mu.max() / mu.min() > 5
 
 
+def test_with_a_gamma_that_underflows_all_weight_is_on_the_least_probable_example(entered):
+    own, record, model, hyper, state, params, told = entered
+    state, _ = record.stages[1].enter(state, {**hyper, "gamma": jnp.float32(1e5)}, model, params, params, told)
+    held = np.asarray(state["held"])
+    p = np.exp(scipy.special.log_softmax(np.asarray(told.logits, np.float64), axis=1)[np.arange(len(held)), own.label])
+    weight = np.asarray(state["weight"])
+    assert weight.argmax() == np.flatnonzero(held)[p[held].argmin()]
+    np.testing.assert_allclose(weight.sum(), held.sum(), rtol=1e-5)
+
+
 def test_the_loss_of_the_held_out_rows_is_the_authors_of_all_of_them(entered):
     own, record, model, hyper, state, params, told = entered
     held = np.asarray(state["held"])
