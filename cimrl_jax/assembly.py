@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import pathlib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from cimrl_jax.config import OPTIMISED, Config, settings
+from cimrl_jax.data import feature_store, synonyms, tokenise, views
 from cimrl_jax.data import source as sources
-from cimrl_jax.data import synonyms, tokenise, views
+from cimrl_jax.data.feature_store import Compute
 from cimrl_jax.data.source import Dataset, Source
 from cimrl_jax.errors import UserError
+from cimrl_jax.nn import model as model_of
 from cimrl_jax.nn.model import build_model
 from cimrl_jax.options import component, make_options
+from cimrl_jax.report.progress import Bar, Progress
 from cimrl_jax.report.results import BASELINE, CEILING
 from cimrl_jax.train import loop
 from cimrl_jax.train.mesh import make_mesh
@@ -24,6 +30,8 @@ from cimrl_jax.train.optimizer import make_optimizer
 from cimrl_jax.types import Method, Model, Prompts, Spec
 
 RANDOMISED = "train_randomised"
+HELD = {"auto": feature_store.HELD_BYTES, "yes": sys.maxsize, "no": 0}
+"""By data.resident, the most bytes of features that are held in memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,32 +44,76 @@ class Assembly:
     """In the order of the methods, the ceiling last."""
 
 
-def assemble(config: Config) -> Assembly:
-    """Builds data set, model and programs.
+def assemble(config: Config, progress: Progress | None = None) -> Assembly:
+    """Builds data set, model and programs; features that are to be kept on disk and are not there are computed, and `progress` shown.
 
     Raises:
       UserError: options that do not fit the data set, or a method that needs what the data set lacks.
     """
-    module = component("data", config.data.name)
-    extra = {"path": pathlib.Path(config.data.path)} if config.data.path else {}
-    dataset = module.build(make_options(module.Options, config.data.options, "data"), **extra)
+    dataset = _dataset(config)
     view_options = make_options(views.ViewOptions, config.data.views, "data.views")
     tables = {m: synonyms.synonym_table(dataset.synonyms, f.vocabulary) for m, f in dataset.features.items() if f.kind == "text" and dataset.synonyms}
+    perturbed = functools.partial(views.make_perturb, options=view_options, synonyms=tables)
+    dataset, computed = _stored(config, dataset, perturbed, progress or Progress(quiet=True))
     sizes = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
-    model = build_model(
-        features=dataset.features,
-        num_classes=len(dataset.class_names),
-        perturb=views.make_perturb(dataset.features, view_options, synonyms=tables),
-        **sizes,
-    )
-    found = [own for name in config.methods for own in programs(config, dataset, model, name)]
+    model = build_model(features=dataset.features, num_classes=len(dataset.class_names), views=perturbed, **sizes)
+    found = [own for name in config.methods for own in programs(config, dataset, model, name, computed=computed)]
     if config.evaluate.ceiling and BASELINE in config.methods and RANDOMISED in dataset.splits:
-        found += programs(config, dataset, model, BASELINE, label=CEILING, split=RANDOMISED)
+        found += programs(config, dataset, model, BASELINE, label=CEILING, split=RANDOMISED, computed=computed)
     return Assembly(dataset, model, tuple(found))
 
 
-def programs(config: Config, dataset: Dataset, model: Model, method: str, *, label: str = "", split: str = "train") -> list[loop.Program]:
+def _dataset(config: Config) -> Dataset:
+    """The data set, its raw inputs as the model's checkpoints were trained to read them."""
+    module = component("data", config.data.name)
+    given: dict[str, Any] = {"path": pathlib.Path(config.data.path)} if config.data.path else {}
+    expected = model_of.expected(config.model.modalities)
+    if expected and "expected" not in inspect.signature(module.build).parameters:
+        name = next(iter(expected))
+        raise UserError(f"model.{name}.pretrained: data set {config.data.name!r} cannot be read as a checkpoint wants it; leave pretrained out")
+    return module.build(make_options(module.Options, config.data.options, "data"), **given, **({"expected": expected} if expected else {}))
+
+
+def _stored(config: Config, dataset: Dataset, perturbed: Callable[..., Any], progress: Progress) -> tuple[Dataset, dict[str, Compute]]:
+    """(the data set with features in the place of what frozen encoders read, where they are kept on disk; how each modality's are computed)."""
+    computed = {}
+    for name, feature in dataset.features.items():
+        found = model_of.frozen(name, feature, config.model.modalities.get(name, {}), dtype=config.model.dtype, views=perturbed)
+        if found is not None:
+            bars: list[Bar] = []
+
+            def show(done: int, total: int, bars: list[Bar] = bars, title: str = f"features of {name}") -> None:
+                bars[:] = bars or [progress.task(title, total=total, batch_size=1)]
+                bars[0].update(completed=done)
+
+            dataset = feature_store.build(
+                dataset,
+                name,
+                found.compute,
+                feature=found.feature,
+                weights=found.digest,
+                settings={"dtype": config.model.dtype, "views": config.data.views if found.feature.views > 1 else None},
+                cache=pathlib.Path(config.data.cache) if config.data.cache else None,
+                held=HELD[config.data.resident],
+                progress=show,
+                say=progress.say,
+            )
+            computed[name] = found.compute
+    return dataset, computed
+
+
+def programs(
+    config: Config,
+    dataset: Dataset,
+    model: Model,
+    method: str,
+    *,
+    label: str = "",
+    split: str = "train",
+    computed: Mapping[str, Compute] | None = None,
+) -> list[loop.Program]:
     """One method's members on one training split: seeds x settings of the sweep. Settings that differ only in traced numbers share a program.
+    `computed`: how the features of modalities that are read as such are made.
 
     Raises:
       UserError: the method needs what the data set lacks, or its training split lacks a class.
@@ -78,7 +130,7 @@ def programs(config: Config, dataset: Dataset, model: Model, method: str, *, lab
         together.setdefault(repr(static), []).append(_Setting(record, {**record.hyper, **optimised}, setting))
     for first, *_ in together.values():
         _check(dataset, source, split, method, first.method)
-    found = [_program(config, dataset, model, source, members) for members in together.values()]
+    found = [_program(config, dataset, model, source, members, computed or {}) for members in together.values()]
     names = [label or method] if len(found) == 1 else [f"{label or method}-{i + 1}" for i in range(len(found))]
     return [dataclasses.replace(own, name=name, label=label or method) for own, name in zip(found, names, strict=True)]
 
@@ -89,7 +141,9 @@ class _Setting(NamedTuple):
     swept: Mapping[str, Any]
 
 
-def _program(config: Config, dataset: Dataset, model: Model, source: Source, members: list[_Setting]) -> loop.Program:
+def _program(
+    config: Config, dataset: Dataset, model: Model, source: Source, members: list[_Setting], computed: Mapping[str, Compute]
+) -> loop.Program:
     """Seeds x these settings, whose methods differ in traced numbers only."""
     train, record = config.train, members[0].method
     spec = Spec(
@@ -102,7 +156,7 @@ def _program(config: Config, dataset: Dataset, model: Model, source: Source, mem
         class_counts=sources.class_counts(source, len(dataset.class_names)),
         group_counts=sources.group_counts(source, len(dataset.group_names)) if record.needs_groups else (),
         group_attribute=dataset.group_attribute if record.needs_groups else (),
-        prompts=prompts(dataset) if record.needs_attribute_names else None,
+        prompts=prompts(dataset, model, computed) if record.needs_attribute_names else None,
         init_model=model.init,
     )
     count = len(config.seeds) * len(members)
@@ -151,24 +205,28 @@ def _check(dataset: Dataset, source: Source, split: str, method: str, record: Me
         raise UserError(f"data set {dataset.name!r} ({split}) has no example of class {missing!r}; every class needs one")
 
 
-def prompts(dataset: Dataset) -> Prompts:
+def prompts(dataset: Dataset, model: Model, computed: Mapping[str, Compute]) -> Prompts:
     """The names of classes and attributes as the data set's first text modality reads them.
 
     Raises:
       UserError: there is no text modality, or it knows no word of some name.
     """
-    texts = [m for m, feature in dataset.features.items() if feature.kind == "text"]
+    raw = {m: feature.raw or feature for m, feature in dataset.features.items()}
+    texts = [m for m, feature in raw.items() if feature.kind == "text"]
     if not texts:
         raise UserError(f"data set {dataset.name!r} has no text modality that could read the names of classes and attributes")
-    feature = dataset.features[texts[0]]
-    tokeniser = tokenise.Tokeniser(feature.vocabulary, feature.shape[0])
+    text = texts[0]
+    tokeniser = tokenise.of(raw[text])
 
     def read(names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        ids = tokeniser.encode(names)
+        ids = tokeniser.encode([tokenise.words_of(name) for name in names])
         for name, row in zip(names, ids, strict=True):
             if not (row > tokenise.UNKNOWN).any():
                 raise UserError(f"no text of data set {dataset.name!r} has a word of the name {name!r}; rename it in words that its texts use")
-        blank = {m: np.zeros((len(names), *other.shape), other.dtype) for m, other in dataset.features.items()}
-        return blank | {texts[0]: ids}
+        inputs = {m: np.zeros((len(names), *feature.shape), feature.dtype) for m, feature in dataset.features.items()} | {text: ids}
+        present = {m: np.full(len(names), m == text) for m in inputs}
+        if text in computed:
+            inputs[text] = computed[text](ids, present[text])
+        return inputs if model.prepare is None else jax.tree.map(np.asarray, model.prepare(inputs, present))
 
-    return Prompts(texts[0], read(dataset.class_names), read(dataset.attribute_names))
+    return Prompts(text, read(dataset.class_names), read(dataset.attribute_names))

@@ -41,6 +41,8 @@ class DataConfig:
     """Whether the training split is held on the device: auto where it fits, no to stream it from the host."""
     augment: bool = False
     """Whether training sees a perturbed view of each example (see data.views) instead of the original."""
+    cache: str = field(default="", metadata=SAME_NUMBERS)
+    """Folder where the features of frozen encoders are kept (model.<modality>.features=disk); empty: the user's cache folder."""
     views: dict[str, Any] = field(default_factory=dict)
     """How perturbed views are made (crops, colour jitter, word edits, masks): see the section data.views."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -366,7 +368,7 @@ def _guess(value: Any) -> Any:
         if isinstance(value, str):
             with contextlib.suppress(ValueError):
                 value = number(value)
-    return {"true": True, "false": False, "none": None}.get(value, value) if isinstance(value, str) else value
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
 
 
 def _keys(record: type, prefix: str) -> Iterator[str]:

@@ -79,9 +79,9 @@ def load(run_dir: str | os.PathLike[str]) -> Results:
 def _work(config: Config, workdir: pathlib.Path, parts: tuple[str, ...], quiet: bool) -> None:
     if config.train.compile_cache:
         _use_compile_cache()
-    built = assemble(config)
-    look = Look(config, built)
     with Progress(quiet) as progress:
+        built = assemble(config, progress)
+        look = Look(config, built)
         if "train" in parts:
             for own in built.programs:
                 bar = progress.task(_title(own), total=own.spec.steps, batch_size=own.batch_size * own.members)

@@ -18,12 +18,13 @@ from cimrl_jax.options import Range, modules
 WIDTH = 100
 ROOT = pathlib.Path(__file__).parent
 USAGE = """\
-usage: python -m cimrl_jax.main [train|evaluate|report] --config FILE [--KEY VALUE ...]
+usage: python -m cimrl_jax.main [train|evaluate|report|study] --config FILE [--KEY VALUE ...]
 
 Without a command: all three, one after another. A run that was stopped goes on where it was.
   train     trains every method with every seed, and saves checkpoints and metrics to the workdir
   evaluate  measures the trained models on all splits
   report    writes tables, figures and the page report.html
+  study     does all three for many runs, and writes one table of them: see --help study
 
   --config FILE        a .py file that defines `config`, or a .yaml file; may be left out where
                        --workdir is the folder of an earlier run
@@ -33,8 +34,46 @@ Without a command: all three, one after another. A run that was stopped goes on 
   --KEY VALUE          any key below, such as --train.steps 100; --KEY=VALUE works too, - and _ are
                        the same, a true-or-false key alone means true, lists are written a,b,c
   --help [NAME]        this text, or one part of it: data, views, model, train, evaluate, report,
-                       method, or the name of a data set, an encoder or a method
+                       method, study, or the name of a data set, an encoder or a method
   --version            the version
+"""
+STUDY = """\
+  python -m cimrl_jax.main study --config FILE [--workdir DIR] [--only NAME,NAME] [--KEY VALUE ...]
+
+Methods x data sets x seeds, and one table. The file is a .py file that defines `study`, or a .yaml
+file that holds what it would be. Paths in it are relative to the folder that one works in.
+
+  study = {
+    "runs": {
+      "digits": {"config": "configs/digits.py", "data": {"ground": "texture"}},
+      "covid_cxr/fold0": {"config": "configs/covid_cxr.py", "data": {"fold": 0}},
+      "covid_cxr/fold1": {"config": "configs/covid_cxr.py", "data": {"fold": 1}},
+      ...
+    },
+    "base": {"seeds": 5},
+    "pool": {"covid_cxr": ["covid_cxr/fold0", "covid_cxr/fold1"]},
+    "plots": {"correlation": {"0.8": "digits_80", "0.95": "digits"}},
+  }
+
+  runs   by name: a config file (or several, with commas between them) and what is other than in it;
+         the run's folder is DIR/NAME, with everything that a run leaves behind
+  base   what holds for every run; its own keys win over these, the command line over both
+  pool   runs on folds of one data set, which become one column: for each seed the examples of all
+         folds are counted together, group by group
+  plots  by what is varied: a number and the run or pool made there, with a table and a figure each
+  table  runs and pools that are the columns of the first table; if left out, those in no plot
+
+  --config FILE           the study
+  --workdir DIR           folder of the whole; by default runs/<name of the file>
+  --only NAME,NAME        runs and pools to run now
+  --KEY VALUE             any key of a run, for all of them
+  --runs.NAME.KEY VALUE   the same for one run, or a pool's: --runs.mmsd.data.path /where/it/lies
+
+It writes study.md, study.html and study.json to DIR: worst group and gap closed of every method on
+every data set, accuracy, labels used, selection and cost, and on how many data sets cimrl is above
+each method. A run that is done, with the same config, is not repeated; one that was stopped goes
+on. A run that fails by what can be mended is named with its reason, the others go on, and the exit
+code is 2.
 """
 PLACES = {
     "data.views": "data.views.<option>",
@@ -76,6 +115,7 @@ def sections(root: pathlib.Path = ROOT) -> Iterator[Section]:
     """The sections in the order of the help: the config's own, then data sets, encoders and methods."""
     config = _File(root / "config.py", root)
     yield Section(("config", "run"), "run", _fields(config, "Config", ""))
+    yield Section(("study",), "study", STUDY.rstrip("\n"))
     for field, record in _sections_of(config.classes["Config"]):
         yield Section((field,), field, _fields(config, record, f"{field}."))
         if field == "data":
@@ -166,6 +206,9 @@ def _fields(file: _File, record: str, prefix: str) -> str:
         for paragraph in text.split("\n\n") if text else ():
             indent = "      "
             lines += textwrap.wrap(" ".join(paragraph.split()), WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+    for base in file.classes[record].bases if record in file.classes else ():  # fields that are inherited come last
+        place, inner = file.find(base)
+        lines += [_fields(place, inner, prefix)]
     return "\n".join(line for line in lines if line)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m cimrl_jax.main [train|evaluate|report] --config FILE [--a.b VALUE ...]`; see `--help`."""
+"""The command line: `python -m cimrl_jax.main [train|evaluate|report|study] --config FILE [--a.b VALUE ...]`; see `--help`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cimrl_jax.errors import UserError, nearest
 from cimrl_jax.help import render
 
 PARTS = ("train", "evaluate", "report")
+STUDY = "study"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _print(render(attached or (following[0] if following else None)))
             if flag == "--version":
                 return _print(f"cimrl_jax {__version__}")
+        if STUDY in split(arguments)[0]:
+            return _study(arguments)
         config, parts = parse(arguments)
         from cimrl_jax import experiment  # imports JAX
 
@@ -49,10 +52,8 @@ def parse(arguments: Sequence[str]) -> tuple[Config, tuple[str, ...]]:
     commands, values = split(arguments)
     unknown = [command for command in commands if command not in PARTS]
     if unknown:
-        raise UserError(f"unknown command {unknown[0]!r}; {nearest(unknown[0], PARTS)}")
-    for key, what in {"config": "a file, such as configs/digits.py", "workdir": "a folder"}.items():
-        if values.get(key) in (True, ""):
-            raise UserError(f"--{key}: expected {what}")
+        raise UserError(f"unknown command {unknown[0]!r}; {nearest(unknown[0], (*PARTS, STUDY))}")
+    _check_given(values, {"config": "a file, such as configs/digits.py", "workdir": "a folder"})
     source = values.pop("config", None)
     if source is None:
         saved = pathlib.Path(str(values.get("workdir", ""))) / "config.yaml"
@@ -86,6 +87,27 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             equals, value = "=", rest.pop(0)
         values[key.replace("-", "_")] = value if equals else True
     return words, values
+
+
+def _check_given(values: dict[str, Any], expected: dict[str, str]) -> None:
+    for key, what in expected.items():
+        if values.get(key) in (True, ""):
+            raise UserError(f"--{key}: expected {what}")
+
+
+def _study(arguments: Sequence[str]) -> int:
+    commands, values = split(arguments)
+    others = [command for command in commands if command != STUDY]
+    if others:
+        raise UserError(f"{STUDY} trains, evaluates and reports; expected it without {others[0]!r}")
+    _check_given(values, {"config": "a study file, such as configs/studies/recipe.py", "workdir": "a folder", "only": "names of runs, a,b"})
+    if "config" not in values:
+        raise UserError(f"nothing to run: expected {STUDY} --config FILE (try configs/studies/recipe.py); see --help {STUDY}")
+    from cimrl_jax import study  # imports JAX
+
+    source, workdir, only = values.pop("config"), values.pop("workdir", ""), values.pop("only", "")
+    study.run(source, workdir=workdir, only=[name.strip() for name in only.split(",") if name.strip()], overrides=values)
+    return 0
 
 
 def _print(text: str) -> int:

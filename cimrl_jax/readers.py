@@ -1,7 +1,8 @@
-"""A config file as a plain nested dict: a `.py` file's variable `config` or one entry of its `settings`, or a `.yaml` file."""
+"""A config file as a plain nested dict: a `.py` file's variable `config` or one entry of its `settings`, or a `.yaml` file; a study's likewise."""
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import runpy
 import traceback
@@ -12,11 +13,11 @@ import yaml
 from cimrl_jax.errors import UserError, nearest
 
 
-def read(path: pathlib.Path) -> Any:
+def read(path: pathlib.Path, variable: str = "config") -> Any:
     """What the file holds.
 
-    A `.py` file is executed by itself, like a script, and must define `config`; `file.py:entry` reads that entry of its dict `settings`, without the
-    entry's `source`. A `.yaml` file is read safely and may not give a key twice.
+    A `.py` file is executed by itself, like a script, and must define `config`, or another `variable`; `file.py:entry` reads that entry of its dict
+    `settings`, without the entry's `source`. A `.yaml` file is read safely and may not give a key twice.
 
     Raises:
       UserError: there is no such file, it ends otherwise, or it does not parse; with the line, where there is one.
@@ -25,7 +26,7 @@ def read(path: pathlib.Path) -> Any:
     if not path.is_file() and ".py:" in path.name:
         name, _, entry = path.name.rpartition(":")
         path = path.with_name(name)
-    readers = {".py": _read_python, ".yaml": _read_yaml, ".yml": _read_yaml}
+    readers = {".py": functools.partial(_read_python, variable=variable), ".yaml": _read_yaml, ".yml": _read_yaml}
     if not path.is_file():
         beside = [str(other) for other in path.parent.glob("*") if other.suffix in readers]
         raise UserError(f"there is no config file {path}; {nearest(str(path), beside)}")
@@ -34,12 +35,16 @@ def read(path: pathlib.Path) -> Any:
     return _entry(path, entry) if entry else readers[path.suffix](path)
 
 
-def _read_python(path: pathlib.Path) -> Any:
+def _read_python(path: pathlib.Path, variable: str) -> Any:
     names = _run(path)
-    if "config" not in names:
-        also = f", or {path}:ENTRY to read one of {', '.join(names['settings'])}" if "settings" in names else ""
-        raise UserError(f"{path}: expected a variable `config`, a nested dict such as {{'train': {{'steps': 800}}}}{also}")
-    return names["config"]
+    if variable in names:
+        return names[variable]
+    if variable == "study":
+        raise UserError(f"{path}: expected a variable `study`, a dict such as {{'runs': {{'digits': {{'config': 'configs/digits.py'}}}}}}")
+    if "study" in names:
+        raise UserError(f"{path} is a study of several runs; expected the command `study` before --config")
+    also = f", or {path}:ENTRY to read one of {', '.join(names['settings'])}" if "settings" in names else ""
+    raise UserError(f"{path}: expected a variable `config`, a nested dict such as {{'train': {{'steps': 800}}}}{also}")
 
 
 def _entry(path: pathlib.Path, entry: str) -> Any:

@@ -35,7 +35,7 @@ class Feature:
     shape: tuple[int, ...]
     dtype: str
     vocabulary: tuple[str, ...] = ()
-    """Text: the word of each id. Id 0 is padding, id 1 the unknown word."""
+    """Text: the word of each id. Id 0 is padding, id 1 the unknown word. A piece that continues a word is written ##so."""
     columns: tuple[str, ...] = ()
     """Table: the name of each column."""
     flip: bool = True
@@ -44,6 +44,32 @@ class Feature:
     """Image, per channel in 0..1; table, per column: subtracted before the model."""
     std: tuple[float, ...] = (0.5,)
     """Divides after the mean was subtracted."""
+    tokeniser: str = ""
+    """Text: the folder of the checkpoint whose tokeniser made the ids; empty: they are whole words."""
+    special: tuple[int, ...] = ()
+    """Text with a tokeniser: the ids that padding, the unknown word, a text's beginning and its end have in the checkpoint."""
+    raw: Feature | None = None
+    """Slots that a frozen encoder made (its tokens): what it made them of."""
+    views: int = 1
+    """Such slots: how many versions of an example lie one after the other in `shape`'s first axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a pretrained encoder was trained to read. A data set that reads files prepares its raw inputs so."""
+
+    size: tuple[int, int] = (0, 0)
+    """Image: height and width."""
+    channels: int = 0
+    """Image: 3 is colour."""
+    mean: tuple[float, ...] = ()
+    """Image: the `Feature.mean` it was trained with."""
+    std: tuple[float, ...] = ()
+    """Image: the `Feature.std` it was trained with."""
+    tokeniser: str = ""
+    """Text: the folder that has the tokeniser's files."""
+    length: int = 0
+    """Text: most ids it can read, those that it adds itself left out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +87,10 @@ class SlotSpec:
     high: float | None = None
     grid: tuple[int, int] | None = None
     """Rows and columns, where the slots lie on a plane."""
+    lead: int = 0
+    """Slots before the first that stands for a place (a frozen encoder's class token)."""
+    raw: Kind | None = None
+    """Slots that a frozen encoder made: the kind of what it made them of."""
 
 
 class Prompts(NamedTuple):
@@ -156,6 +186,17 @@ class Model(NamedTuple):
     """(params, slot values {m: [b, n, d]}) -> what they look like, raw: pictures uint8, the nearest word ids, numbers."""
     slots: Mapping[str, SlotSpec]
     head: Head
+    held: Params = ()
+    """What checkpoints gave: values that stay (in no one's parameters), and those that moving ones start from."""
+    bind: Callable[[Params], Model] | None = None
+    """held -> this model with `held` in place of its own, so that a jitted function takes it as an argument and not as a constant of the program."""
+    rates: Params | None = None
+    """The share of the learning rate that each parameter gets; None: all the whole."""
+    prepare: Callable[..., dict[str, Array]] | None = None
+    """(raw inputs, present, key=None) -> inputs, with frozen encoders' features in the place of what they read; with a key, of a perturbed view.
+    None: `embed` takes raw inputs."""
+    fed: tuple[str, ...] = ()
+    """The modalities that `prepare` changes."""
 
 
 class Population(NamedTuple):

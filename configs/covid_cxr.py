@@ -1,19 +1,23 @@
-"""Chest X-rays and notes of patients with COVID-19 or something else, where the view tells: five folds by patient, `--data.fold 0` to 4.
+"""Chest X-rays and notes of patients with COVID-19 or something else, where the view tells, on frozen published encoders whose features are kept.
 
+Weights:   python launch/fetch_weights.py dinov2-small weights/dinov2-small && python launch/fetch_weights.py minilm weights/minilm
 Command:   python -m cimrl_jax.main --config configs/covid_cxr.py --data.path /where/metadata/and/images/lie
-Cost:      about 1 min for erm and the ceiling, 1 seed, fold 0, on 2 CPU cores
-Result:    1 seed, fold 0, accuracy / worst group of test: ERM 75.5 / 0, ceiling 83.0 / 25.0 % (other folds and methods: not yet measured)
+           all five folds by patient: python -m cimrl_jax.main study --config configs/studies/covid_cxr.py --data.path /where/they/lie
+Cost:      see the study
+Result:    see the study
 """
 
+FROZEN = {"freeze": "all", "features": "disk"}
+
 config = {
-    "methods": ("erm", "group_dro", "cimrl"),
+    "methods": ("erm", "group_dro", "jtt", "cimrl"),
     "seeds": (0, 1, 2, 3, 4),
-    "data": {"name": "covid_cxr", "fold": 0},
+    "data": {"name": "covid_cxr", "fold": 0, "length": 32},
     "model": {
         "dim": 48,
-        "image": {"encoder": "vit", "patch": 16, "depth": 2},
-        "text": {"encoder": "text_transformer", "depth": 2},
+        "image": {"pretrained": "weights/dinov2-small", "image_size": 224, "pool": 4, **FROZEN},
+        "text": {"pretrained": "weights/minilm", **FROZEN},
     },
-    "train": {"steps": 300, "batch_size": 32, "learning_rate": 1e-3},
+    "train": {"steps": 100, "batch_size": 32, "learning_rate": 1e-3, "eval_every": 20},
     "evaluate": {"selection": "average"},
 }

@@ -259,7 +259,7 @@ class Wide(typing.NamedTuple):
 def wide_model():
     sizes = {"dim": 8, "dtype": "float32", "heads": 2, "mlp_ratio": 1.0, "dropout": 0.0, "fusion_layers": 1, "connect_every": 2, "causal_layers": 0}
     sections = {"image": {"patch": 2, "depth": 0}, "sensor": {"depth": 0}, "text": {"depth": 0}}
-    return build_model(features=FEATURES, num_classes=CLASSES, modalities=sections, perturb=views.make_perturb(FEATURES), **sizes)
+    return build_model(features=FEATURES, num_classes=CLASSES, modalities=sections, views=views.make_perturb, **sizes)
 
 
 @pytest.fixture(scope="module")

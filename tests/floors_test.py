@@ -13,7 +13,7 @@ import cimrl_jax
 ROOT = pathlib.Path(cimrl_jax.__file__).parent
 FLOORS = (
     ("errors", "types"),  # floor 0, in the order in which its modules build on one another
-    ("files", "options", "readers"),
+    ("files", "options", "readers", "vocabulary"),
     ("config",),
     ("losses", "metrics"),  # floor 1: its two modules of plain formulas, then
     ("counterfactual", "nn", "data", "help"),  # its packages, which do not import one another
@@ -22,14 +22,16 @@ FLOORS = (
     ("report",),  # 4
     ("assembly",),  # 4 too: from a config to running objects,
     ("selection",),  # how their models are looked at and chosen,
-    ("experiment",),  # and all of it wired, the report included
+    ("experiment",),  # and all of it wired, the report included;
+    ("study",),  # many of them, and one table
     ("main", ""),  # 5; "" is the package's own __init__.py
 )
 FAMILIES = ("data.datasets", "nn.encoders", "methods")
 """Folders of components: one file each, none imports another."""
 OPTIONAL = {
-    "PIL", "array_record", "fairlearn", "flatbuffers", "grain", "jinja2", "matplotlib", "mlxtend", "pandas", "pyarrow", "safetensors", "simplejpeg",
-    "sklearn", "soundfile", "submitit", "tensorboardX", "tensorflow", "tensorflow_datasets", "torch", "transformers", "wandb",
+    "PIL", "array_record", "fairlearn", "flatbuffers", "grain", "huggingface_hub", "jinja2", "matplotlib", "mlxtend", "onnx", "pandas", "pyarrow",
+    "safetensors", "simplejpeg", "sklearn", "soundfile", "submitit", "tensorboardX", "tensorflow", "tensorflow_datasets", "tokenizers", "torch",
+    "transformers", "wandb",
 }  # fmt: skip
 VAGUE = {"utils.py", "common.py", "helpers.py", "misc.py"}
 

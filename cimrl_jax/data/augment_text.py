@@ -1,6 +1,6 @@
 """Perturbed views of texts, on the device, on token ids: synonym replacement, random insertion, deletion and swap (METHODS 1.5; Wei & Zou 2019, EDA).
 
-Markers ([CLS], </s>, ...) are neither changed nor left out nor swapped.
+Markers ([CLS], </s>, ...) are neither changed nor left out nor swapped, nor are words of more than one piece.
 """
 
 from __future__ import annotations
@@ -36,12 +36,23 @@ def movable(vocabulary: tuple[str, ...]) -> Bool[np.ndarray, " v"]:
     return np.array([number > 0 and word not in MARKERS for number, word in enumerate(vocabulary)])
 
 
+def continuing(vocabulary: tuple[str, ...]) -> Bool[np.ndarray, " v"]:
+    """Which ids are pieces that continue the word before them."""
+    return np.array([len(word) > 2 and word.startswith("##") for word in vocabulary])
+
+
 def perturb(
-    ids: Int[Array, "b length"], key: Key[Array, ""], *, options: Options, synonyms: Int[Array, "v k"], words: Bool[Array, " v"]
+    ids: Int[Array, "b length"],
+    key: Key[Array, ""],
+    *,
+    options: Options,
+    synonyms: Int[Array, "v k"],
+    words: Bool[Array, " v"],
+    pieces: Bool[Array, " v"] | None = None,
 ) -> Int[Array, "b length"]:
     """Another view of each text; its padding stays at the end.
 
-    `synonyms`: ids of each id's synonyms, at the left of its row, 0 beyond. `words`: `movable`.
+    `synonyms`: ids of each id's synonyms, at the left of its row, 0 beyond. `words`: `movable`. `pieces`: `continuing`; None: every id is a word.
     """
     b, length = ids.shape
     # One call: on a CPU, XLA takes long to compile each. The last column holds numbers for the text as a whole.
@@ -49,6 +60,9 @@ def perturb(
     draws, coin = drawn[:, :, :length], drawn[0, :, length] < options.swap
     known = (synonyms > 0).sum(-1)[ids]  # [b, length]
     free, real = words[ids], ids > 0
+    if pieces is not None:
+        inner = pieces[ids]
+        free &= ~(inner | jnp.pad(inner[:, 1:], ((0, 0), (0, 1))))
     pick = jnp.minimum((draws[0] * known).astype(jnp.int32), jnp.maximum(known - 1, 0))
     other = jnp.where((known > 0) & free, synonyms[ids, pick], ids)
     replaced = jnp.where(draws[1] < options.synonym, other, ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from cimrl_jax.errors import UserError
+from cimrl_jax.types import Expected, Feature
 
 
 def read(path: pathlib.Path, *, height: int, width: int, channels: int, where: str) -> UInt8[np.ndarray, "{height} {width} {channels}"]:
@@ -37,6 +39,26 @@ def _opened(path: pathlib.Path, where: str) -> Iterator[Any]:
             yield file
     except (OSError, Image.DecompressionBombError) as error:
         raise UserError(f"{where}: cannot read the picture {path} ({error}); fetch it again from where the data set is distributed") from error
+
+
+def as_expected(feature: Feature, expected: Expected | None) -> Feature:
+    """An image feature of the size, channels, mean and standard deviation that a pretrained encoder of pictures was trained with, if there is one."""
+    if expected is None or not expected.channels:
+        return feature
+    shape = (*expected.size, expected.channels)
+    return dataclasses.replace(feature, shape=shape, mean=expected.mean, std=expected.std)
+
+
+def if_expected(feature: Feature, expected: Expected | None, *, modality: str, where: str) -> Feature:
+    """The same for pictures that are made in one shape.
+
+    Raises:
+      UserError: the pretrained encoder expects another shape.
+    """
+    if expected is not None and expected.channels and (*expected.size, expected.channels) != feature.shape:
+        shape, wanted = (" x ".join(map(str, sizes)) for sizes in (feature.shape, (*expected.size, expected.channels)))
+        raise UserError(f"{where}: {modality} is {shape} only, but its pretrained encoder expects {wanted}; choose another encoder for {modality}")
+    return as_expected(feature, expected)
 
 
 def colour(hue: Float[np.ndarray, " n"], saturation: float, value: Float[np.ndarray, " n"]) -> Float[np.ndarray, "n 3"]:

@@ -29,7 +29,7 @@ class ViewOptions:
     table: augment_table.Options = augment_table.Options()
     """Of every table modality."""
     slots: augment_slots.Options = augment_slots.Options()
-    """Of every modality that is slots already."""
+    """Of every modality that is slots already, unless several views of each example were made beforehand (a frozen encoder's option views)."""
 
 
 def make_perturb(features: Mapping[str, Feature], options: ViewOptions | None = None, *, synonyms: Mapping[str, np.ndarray] | None = None) -> Perturb:
@@ -55,12 +55,20 @@ def _change(feature: Feature, options: ViewOptions, synonyms: np.ndarray | None)
             return functools.partial(augment_image.perturb, options=options.image, flip=feature.flip)
         case "text":
             table = np.zeros((len(feature.vocabulary), 1), np.int32) if synonyms is None else np.asarray(synonyms, np.int32)
-            words = augment_text.movable(feature.vocabulary)
-            return functools.partial(augment_text.perturb, options=options.text, synonyms=jnp.asarray(table), words=jnp.asarray(words))
+            words, inner = augment_text.movable(feature.vocabulary), augment_text.continuing(feature.vocabulary)
+            return functools.partial(
+                augment_text.perturb,
+                options=options.text,
+                synonyms=jnp.asarray(table),
+                words=jnp.asarray(words),
+                pieces=jnp.asarray(inner) if inner.any() else None,
+            )
         case "spectrogram":
             return functools.partial(augment_spectrogram.perturb, options=options.spectrogram)
         case "table":
             mean, std = (jnp.broadcast_to(jnp.asarray(values, jnp.float32), feature.shape) for values in (feature.mean, feature.std))
             return functools.partial(augment_table.perturb, options=options.table, mean=mean, std=std)
+        case "slots" if feature.views > 1:
+            return functools.partial(augment_slots.choose_view, views=feature.views)
         case "slots":
             return functools.partial(augment_slots.perturb, options=options.slots)

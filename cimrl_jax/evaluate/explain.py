@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +11,12 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from cimrl_jax.data import pipeline
+from cimrl_jax.data.feature_store import Stored
 from cimrl_jax.data.source import Dataset, Source
 from cimrl_jax.evaluate import attribution_alignment as alignment
 from cimrl_jax.evaluate.predict import Members
-from cimrl_jax.types import Batch, Method, Model, Slots
+from cimrl_jax.nn.model import bound
+from cimrl_jax.types import Batch, Method, Model, Slots, SlotSpec
 
 BATCH = 100
 """Examples at a time: attribution keeps every member's activations."""
@@ -31,11 +34,16 @@ class Explained(NamedTuple):
 def examine(own: Explained, dataset: Dataset, split: str, *, shown: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(each member's identification metrics and consistency under its edits, the first member's examples for the gallery)."""
     source, model = dataset.split(split), own.model
-    measure = jax.jit(jax.vmap(_measure(own), in_axes=(0, None, None, None)))
+
+    @jax.jit
+    def measure(held: Any, members: Members, batch: Batch, *rest: Any) -> Any:
+        bare = own._replace(model=bound(model, held))
+        return jax.vmap(_measure(bare), in_axes=(0, None, None, None))(members, _prepared(bare.model, batch), *rest)
+
     sums: Any = None
     for number, fields in enumerate(pipeline.evaluation_batches(source, min(BATCH, len(source)))):
         batch = Batch(**fields)
-        part = measure(own.members, batch, _regions(model, source, fields["index"]), jax.random.key(number))
+        part = measure(model.held, own.members, batch, _regions(model, source, fields["index"]), jax.random.key(number))
         sums = part if sums is None else alignment.add(sums, part)
     reports = []
     for i in range(len(next(iter(own.members.hyper.values())))):
@@ -61,6 +69,11 @@ def _measure(own: Explained) -> Any:
     return one
 
 
+def _prepared(model: Model, batch: Batch) -> Batch:
+    """With frozen encoders' features in the place of what they read."""
+    return batch if model.prepare is None else dataclasses.replace(batch, inputs=model.prepare(batch.inputs, batch.present))
+
+
 def _logits(own: Explained, member: Members, slots: dict[str, Slots]) -> Array:
     """The method's prediction."""
     codes = own.model.encode(member.params["model"], slots)
@@ -77,7 +90,7 @@ def _regions(model: Model, source: Source, rows: Int[np.ndarray, " b"]) -> dict[
 
 def _examples(own: Explained, dataset: Dataset, split: str, shown: int) -> list[dict[str, Any]]:
     """The same rows for every method: as even over groups as can be. Donors come from a batch of rows around them."""
-    source, model, method = dataset.split(split), own.model, own.method
+    source, method = dataset.split(split), own.method
     rows = _spread(source.group, min(shown, len(source)))
     if not len(rows):
         return []
@@ -86,23 +99,28 @@ def _examples(own: Explained, dataset: Dataset, split: str, shown: int) -> list[
     first = jax.tree.map(lambda x: x[0], own.members)
 
     @jax.jit
-    def tell(member: Members, batch: Batch) -> Any:
+    def tell(held: Any, member: Members, batch: Batch) -> Any:
+        model = bound(own.model, held)
+        batch = _prepared(model, batch)
         slots = model.embed(member.params["model"], batch.inputs, batch.present)
         told = method.explain(member.state, member.hyper, model, member.params, batch, jax.random.key(0))
         edited = told.get("edited", slots)
         pictures = model.render(member.params["model"], {m: s.values for m, s in edited.items()})
-        return told, jnp.argmax(_logits(own, member, slots), -1), jnp.argmax(_logits(own, member, edited), -1), pictures
+        bare = own._replace(model=model)
+        return told, jnp.argmax(_logits(bare, member, slots), -1), jnp.argmax(_logits(bare, member, edited), -1), pictures
 
-    told, predicted, after, pictures = jax.device_get(tell(first, batch))
-    return [_card(own, dataset, split, batch, i, told, predicted, after, pictures) for i in range(len(rows))]
+    told, predicted, after, pictures = jax.device_get(tell(own.model.held, first, batch))
+    raw = source.raw.load(rows)["inputs"] if isinstance(source, Stored) else batch.inputs
+    return [_card(own, dataset, split, batch, raw, i, told, predicted, after, pictures) for i in range(len(rows))]
 
 
 def _card(
-    own: Explained, dataset: Dataset, split: str, batch: Batch, i: int, told: Any, predicted: np.ndarray, after: np.ndarray, pictures: Any
+    own: Explained, dataset: Dataset, split: str, batch: Batch, raw: Any, i: int, told: Any, predicted: np.ndarray, after: np.ndarray, pictures: Any
 ) -> dict[str, Any]:
-    edited = "edited" in told
-    image = next((m for m, f in dataset.features.items() if f.kind == "image"), None)
-    text = next((m for m, f in dataset.features.items() if f.kind == "text"), None)
+    edited, layout = "edited" in told, own.model.slots
+    declared = {m: feature.raw or feature for m, feature in dataset.features.items()}
+    image = next((m for m, feature in declared.items() if feature.kind == "image"), None)
+    text = next((m for m, feature in declared.items() if feature.kind == "text"), None)
     group = int(batch.group[i])
     card: dict[str, Any] = {
         "id": f"{split}/{int(batch.index[i])}",
@@ -111,21 +129,35 @@ def _card(
         "label": dataset.class_names[int(batch.label[i])],
         "predicted": dataset.class_names[int(predicted[i])],
         "group": dataset.group_names[group] if group >= 0 else "unknown",
-        "evidence": {m: value[i] for m, value in told["evidence"].items()},
-        "chosen": {m: value[i] for m, value in told["chosen"].items()},
-        "grid": {m: spec.grid for m, spec in own.model.slots.items() if spec.grid},
+        "evidence": {m: _placed(layout[m], value[i]) for m, value in told["evidence"].items()},
+        "chosen": {m: _placed(layout[m], value[i]) for m, value in told["chosen"].items()},
+        "grid": {m: spec.grid for m, spec in layout.items() if spec.grid},
     }
     if edited:
         card["edited_predicted"] = dataset.class_names[int(after[i])]
+    # Edited features have no look.
     if image is not None:
-        card["image"] = np.asarray(batch.inputs[image][i])
-        card["edited_image"] = pictures[image][i] if edited else None
+        card["image"] = np.asarray(raw[image][i])
+        card["edited_image"] = pictures[image][i] if edited and not layout[image].raw else None
     if text is not None:
-        words = dataset.features[text].vocabulary
-        ids = np.asarray(batch.inputs[text][i])
+        words = declared[text].vocabulary
+        ids = np.asarray(raw[text][i])
         card["words"] = [words[k] for k in ids[ids > 0]]
-        card["edited_words"] = [words[k] for k in pictures[text][i][told["edited"][text].mask[i]]] if edited else None
+        card["edited_words"] = [words[k] for k in pictures[text][i][told["edited"][text].mask[i]]] if edited and not layout[text].raw else None
+    shown = {text: len(card.get("words", ()))}
+    card["features"] = {m: _without_place(layout[m], value[i], shown.get(m)) for m, value in told["evidence"].items() if layout[m].raw}
     return card
+
+
+def _placed(spec: SlotSpec, values: np.ndarray, count: int | None = None) -> np.ndarray:
+    """The values of the slots that stand for a place: those of the grid, or the first `count` behind the lead."""
+    return values[spec.lead :][: spec.grid[0] * spec.grid[1] if spec.grid else count]
+
+
+def _without_place(spec: SlotSpec, evidence: np.ndarray, count: int | None) -> float:
+    """The share of the evidence on slots that stand for no place (markers such as a class token)."""
+    whole = float(np.abs(evidence).sum())
+    return 1 - float(np.abs(_placed(spec, evidence, count)).sum()) / whole if whole > 0 else 0.0
 
 
 def _spread(group: np.ndarray, count: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import functools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from jaxtyping import Float
 
 from cimrl_jax.data.pipeline import evaluation_rows
 from cimrl_jax.data.source import Source
+from cimrl_jax.nn.model import bound
 from cimrl_jax.types import Hyper, Method, Model, Params
 
 IN_FLIGHT = 2
@@ -72,9 +74,9 @@ def make_predict(
 
     predicted, infer = (method.predict, method.infer) if method else (None, None)
 
-    def forward(members: Members, records: Any) -> Said:
+    def forward(model: Model, members: Members, inputs: Any, present: Any) -> Said:
         params = members.params["model"]
-        slots = model.embed(params, records["inputs"], records["present"])
+        slots = model.embed(params, inputs, present)
         codes = model.encode(params, slots)
         own = (members.state, members.hyper, model, members.params)
         logits = predicted(*own, codes) if predicted else model.decide(params, codes).logits
@@ -83,7 +85,12 @@ def make_predict(
         wide = model.head.features(codes)
         return Said(logits.astype(jnp.float32), wide if features else wide[..., :0], inferred)  # type: ignore[arg-type]
 
-    forward_all = jax.jit(jax.vmap(forward, in_axes=(0, None)), out_shardings=replicated)
+    def for_all(held: Any, members: Members, records: Any) -> Said:
+        own, inputs, present = bound(model, held), records["inputs"], records["present"]
+        inputs = inputs if own.prepare is None else own.prepare(inputs, present)
+        return jax.vmap(functools.partial(forward, own), in_axes=(0, None, None))(members, inputs, present)
+
+    forward_all, held_values = jax.jit(for_all, out_shardings=replicated), jax.device_put(model.held, replicated)
     gather = jax.jit(lambda arrays, rows: jax.tree.map(lambda column: column[rows], arrays), out_shardings=sharding)
     held: dict[int, tuple[Source, Any]] = {}
 
@@ -110,7 +117,7 @@ def make_predict(
         waiting: collections.deque[Said] = collections.deque()
         done: list[Said] = []
         for records in batches(source):
-            waiting.append(forward_all(members, records))
+            waiting.append(forward_all(held_values, members, records))
             if len(waiting) > IN_FLIGHT:
                 done.append(jax.device_get(waiting.popleft()))
         done.extend(jax.device_get(said) for said in waiting)

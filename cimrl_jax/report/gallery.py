@@ -84,7 +84,8 @@ def save(path: str | os.PathLike[str], entries: Iterable[Mapping[str, Any]]) -> 
       path: the file.
       entries: one mapping an example. "id", "label", "predicted", "group", "split", "method" (text or numbers; what lacks is not shown);
         "image" and "edited_image": uint8 [h, w, c] or None; "evidence" and "chosen": {modality: [n]}, chosen in 0..1; "words" and "edited_words":
-        texts or None; "grid": {modality: (rows, columns)} of the modalities whose slots are patches; "edited_predicted": optional.
+        texts or None; "grid": {modality: (rows, columns)} of the modalities whose slots are patches; "edited_predicted": optional; "features":
+        {modality: share of the evidence on tokens without a place} of the modalities that are read as a frozen encoder's features.
 
     Raises:
       UserError: a picture is not uint8, or the file cannot be written.
@@ -134,6 +135,9 @@ def card(entry: Mapping[str, Any]) -> Card:
     ]
     if entry.get("edited_predicted") is not None:
         facts.append(("after the edit", str(entry["edited_predicted"])))
+    for name, share in (entry.get("features") or {}).items():
+        where = f", {share:.0%} of it where it has no place" if share else ""
+        facts.append((f"features of {name}", f"evidence is that of a frozen encoder's tokens{where}"))
     return Card(
         facts=facts,
         panels=panels,

@@ -11,6 +11,7 @@ from typing import Any
 from cimrl_jax.errors import UserError
 from cimrl_jax.files import write_whole
 from cimrl_jax.report import choices, gallery, results, tables
+from cimrl_jax.report.canvas import Picture
 from cimrl_jax.report.figures import figures
 from cimrl_jax.report.results import CEILING, Results
 from cimrl_jax.report.verdict import verdict
@@ -65,22 +66,13 @@ def render(results: Results, metrics_rows: Iterable[Mapping[str, Any]], gallery_
     Raises:
       UserError: jinja2 or matplotlib is not installed, or a picture of the gallery is broken.
     """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise UserError("the page needs jinja2; pip install 'cimrl_jax[report]'") from error
-    import markupsafe
-
-    # Every text is escaped by the template. Only the drawings are markup: made here, with the text in them escaped by matplotlib.
-    pictures = {name: {**picture._asdict(), "svg": markupsafe.Markup(picture.svg)} for name, picture in figures(results, metrics_rows).items()}
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"spread": _spread, "percent": tables.percent, "ratio": tables.ratio, "amount": _amount, "measure": tables.measure}
+    page = template("page.html")
+    pictures = drawn(figures(results, metrics_rows))
     config = results.config
     data = config.get("data") or {}
     names, identified = tables.identification_rows(results)
     rules, selections = choices.selection_rows(results)
-    return page.get_template("page.html").render(
+    return page.render(
         title=_title(config),
         data_name=str(data.get("name") or "") if isinstance(data, Mapping) else str(data),
         seed_count=max((len(results.runs_of(method)) for method in results.methods()), default=0),
@@ -104,6 +96,29 @@ def render(results: Results, metrics_rows: Iterable[Mapping[str, Any]], gallery_
         environment=[(name.replace("_", " "), value) for name, value in results.environment.items() if value is not None],
         version=results.environment.get("cimrl_jax"),
     )
+
+
+def template(name: str) -> Any:
+    """A page's jinja2 template, which escapes every text.
+
+    Raises:
+      UserError: jinja2 is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise UserError("the page needs jinja2; pip install 'cimrl_jax[report]'") from error
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    page = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    page.filters |= {"spread": _spread, "percent": tables.percent, "ratio": tables.ratio, "amount": _amount, "measure": tables.measure}
+    return page.get_template(name)
+
+
+def drawn(pictures: Mapping[str, Picture]) -> dict[str, dict[str, Any]]:
+    """For the template. Only the drawings are markup: made here, with the text in them escaped by matplotlib."""
+    import markupsafe
+
+    return {name: {**picture._asdict(), "svg": markupsafe.Markup(picture.svg)} for name, picture in pictures.items()}
 
 
 def _title(config: Mapping[str, Any]) -> str:

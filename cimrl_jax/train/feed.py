@@ -66,6 +66,13 @@ class Feed:
                 raise UserError(f"the training split ({n} rows) leaves no row to train on in this stage of the method; give it more examples")
             self._orders.append((pipeline.Order(len(drawn.rows), self._batch_size, seed, weights=drawn.weights), drawn.rows))
 
+    @property
+    def leaders(self) -> tuple[list[int], list[int]]:
+        """(the first member of each kind that sees the same examples in the same order, the place in that list of every member's own)."""
+        kinds = [id(order) for order, _ in self._orders]
+        first = list(dict.fromkeys(kinds))
+        return [kinds.index(kind) for kind in first], [first.index(kind) for kind in kinds]
+
     def __call__(self, first: int, count: int) -> Any:
         """The data of the steps first, ..., first + count - 1, filled up to a whole chunk."""
         where = sharding(self._mesh, None, "member", "data")

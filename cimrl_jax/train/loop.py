@@ -20,10 +20,11 @@ from jax.sharding import Mesh
 
 from cimrl_jax.data.source import Source
 from cimrl_jax.files import write_whole
+from cimrl_jax.nn.model import bound
 from cimrl_jax.train import step as fused
 from cimrl_jax.train.checkpoint import Checkpoints
 from cimrl_jax.train.feed import Feed
-from cimrl_jax.train.mesh import sharding
+from cimrl_jax.train.mesh import place, sharding
 from cimrl_jax.train.optimizer import MakeOptimizer
 from cimrl_jax.types import Method, Model, Spec, Told, TrainState
 
@@ -254,11 +255,17 @@ def _run(
 
 def _compile(program: Program, stage: int, states: Any, feed: Feed) -> Callable[..., Any]:
     """The chunk of this stage, compiled ahead of time, its state donated."""
-    step = fused.make_step(program.model, program.method.stages[stage], program.stage_optimizer(stage), augment=program.augment)
-    chunk = fused.make_chunk(step, fused.resident if feed.resident else fused.streamed, together=program.together)
-    where = sharding(program.mesh, "member")
-    compiled = jax.jit(chunk, donate_argnums=0, out_shardings=(where, where))
-    return compiled.lower(states, feed(0, 1), jnp.int32(1)).compile()
+
+    def chunk(states: Any, data: Any, count: Any, held: Any) -> Any:
+        model = bound(program.model, held)
+        step = fused.make_step(model, program.method.stages[stage], program.stage_optimizer(stage), augment=program.augment)
+        prepare = fused.make_prepare(model, *feed.leaders, augment=program.augment)
+        fetch = fused.resident if feed.resident else fused.streamed
+        return fused.make_chunk(step, fetch, together=program.together, prepare=prepare)(states, data, count)
+
+    where, held = sharding(program.mesh, "member"), place(program.model.held, sharding(program.mesh))
+    compiled = jax.jit(chunk, donate_argnums=0, out_shardings=(where, where)).lower(states, feed(0, 1), jnp.int32(1), held).compile()
+    return lambda states, data, count: compiled(states, data, count, held)
 
 
 SAID = ("logits", "features", "inferred")
@@ -271,19 +278,20 @@ def _enter(program: Program, plan: Plan, stage: int, states: Any, feed: Feed, *,
     if first and stage:
         told = plan.read(states, own.reads) if own.reads else None
 
-        def one(state: Any, *said: Any) -> Any:
-            method, params = state.method, state.params
+        def one(held: Any, state: Any, *said: Any) -> Any:
+            method, params, model = state.method, state.params, bound(program.model, held)
             if own.enter is not None:
                 key = jax.random.fold_in(state.key, 3 + stage)
-                fresh, _ = fused.init_params(key, model=program.model, method=program.method, spec=program.spec)
+                fresh, _ = fused.init_params(key, model=model, method=program.method, spec=program.spec)
                 known = told and dataclasses.replace(told, **dict(zip(SAID, said, strict=True)))
-                method, params = own.enter(method, state.hyper, program.model, params, fresh, known)
+                method, params = own.enter(method, state.hyper, model, params, fresh, known)
             # A stage without steps has no use for an optimiser: the state of the last one that was at work stays.
             begun = state.opt_state if own.loss is None else program.stage_optimizer(stage)(state.hyper).init(params)
             return dataclasses.replace(state, method=method, params=params, opt_state=begun)
 
-        where = sharding(program.mesh, "member")
-        states = jax.jit(jax.vmap(one), out_shardings=where)(states, *(getattr(told, name) for name in SAID if told))
+        where, held = sharding(program.mesh, "member"), place(program.model.held, sharding(program.mesh))
+        said = [getattr(told, name) for name in SAID if told]
+        states = jax.jit(jax.vmap(one, in_axes=(None, *[0] * (1 + len(said)))), out_shardings=where)(held, states, *said)
     if own.loss is not None:
         held = jax.device_get(states.method) if own.draw else ()
         feed.enter(own.draw, [jax.tree.map(lambda x, i=i: x[i], held) for i in range(program.members)], program.hyper)

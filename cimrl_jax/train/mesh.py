@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import ArrayLike
 
 from cimrl_jax.errors import UserError
 
@@ -38,9 +39,9 @@ def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
 
 
 def place(tree: Any, where: NamedSharding) -> Any:
-    """Host arrays that every process holds whole, as global arrays."""
+    """Arrays that every process holds whole, as global arrays."""
 
-    def one(x: np.ndarray) -> jax.Array:
+    def one(x: ArrayLike) -> jax.Array:
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, where, lambda part: x[part])
 

@@ -6,11 +6,12 @@ It is written for one member; `make_chunk` maps it over members and runs many st
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Integer, Key
 
@@ -56,9 +57,10 @@ def make_step(model: Model, stage: Stage, optimizer: MakeOptimizer, *, augment: 
     loss = stage.loss
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.fold_in(state.key, 2), state.step)  # an address, not a history: see TrainState.key
+        key = _address(state.key, state.step)
         if augment:
-            batch = dataclasses.replace(batch, inputs=model.perturb(batch.inputs, jax.random.fold_in(key, 0)))
+            seen = model.perturb(batch.inputs, jax.random.fold_in(key, 0))
+            batch = dataclasses.replace(batch, inputs={m: batch.inputs[m] if m in model.fed else seen[m] for m in seen})
         # A row that weighs nothing has no modality: whatever fills it up, NaN included, reaches no gradient.
         batch = dataclasses.replace(batch, present={m: here & (batch.weight > 0) for m, here in batch.present.items()})
 
@@ -71,11 +73,39 @@ def make_step(model: Model, stage: Stage, optimizer: MakeOptimizer, *, augment: 
         gradient, (method, metrics) = jax.grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer(state.hyper).update(gradient, state.opt_state, state.params)
         updates = jax.tree.map(lambda x, own: x if own else jnp.zeros_like(x), updates, moves)  # weight decay would move them
+        if model.rates is not None:
+            updates = updates | {"model": jax.tree.map(jnp.multiply, updates["model"], model.rates)}
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {"gradient_norm": optax.tree.norm(gradient)}
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, method=method), metrics
 
     return step
+
+
+def _address(key: Key[Array, ""], step: Int[Array, ""]) -> Key[Array, ""]:
+    """The key of a member's step: an address, not a history (see TrainState.key)."""
+    return jax.random.fold_in(jax.random.fold_in(key, 2), step)
+
+
+def make_prepare(model: Model, leaders: Sequence[int], followed: Sequence[int], *, augment: bool) -> Callable[[TrainState, Batch], Batch] | None:
+    """`(states [s], batch [s, b, ...]) -> batch` in which frozen encoders' features stand in the place of what they read; None: nothing to do.
+
+    Members that see the same examples share them: only the `leaders` are computed, member i takes those of `leaders[followed[i]]`.
+    """
+    if model.prepare is None:
+        return None
+    make, first, mine = model.prepare, np.asarray(leaders), np.asarray(followed)
+
+    def prepare(states: TrainState, batch: Batch) -> Batch:
+        def one(key: Key[Array, ""], step: Int[Array, ""], inputs: dict[str, Array], present: dict[str, Array]) -> dict[str, Array]:
+            made = make(inputs, present, jax.random.fold_in(_address(key, step), 0) if augment else None)
+            return {m: made[m] for m in model.fed}
+
+        few = jax.tree.map(lambda x: x[first], (states.key, states.step, batch.inputs, batch.present))
+        made = jax.vmap(one)(*few)
+        return dataclasses.replace(batch, inputs={**batch.inputs, **jax.tree.map(lambda x: x[mine], made)})
+
+    return prepare
 
 
 def _moves(model: Model, stage: Stage, params: Params) -> Any:
@@ -96,8 +126,14 @@ def streamed(data: Batch, k: Int[Array, ""]) -> Batch:
     return jax.tree.map(lambda column: column[k], data)
 
 
-def make_chunk(step: Step, fetch: Callable[[Any, Int[Array, ""]], Batch], *, together: int = 0) -> Callable[..., tuple[TrainState, Averages]]:
-    """`(states [s], data, count) -> (states, metrics [s])`: `count` steps of every member on what `fetch` takes from data.
+def make_chunk(
+    step: Step,
+    fetch: Callable[[Any, Int[Array, ""]], Batch],
+    *,
+    together: int = 0,
+    prepare: Callable[[TrainState, Batch], Batch] | None = None,
+) -> Callable[..., tuple[TrainState, Averages]]:
+    """`(states [s], data, count) -> (states, metrics [s])`: `count` steps of every member on what `fetch` takes from data (see `make_prepare`).
 
     Metrics are averaged over the steps. `count` is traced: a shorter last chunk runs the same program. `together` members are vmapped at a time, the
     groups of them run one after the other (0: all at once).
@@ -105,7 +141,8 @@ def make_chunk(step: Step, fetch: Callable[[Any, Int[Array, ""]], Batch], *, tog
 
     def chunk(states: TrainState, data: Any, count: Int[Array, ""]) -> tuple[TrainState, Averages]:
         def one(states: TrainState, k: Int[Array, ""]) -> tuple[TrainState, Averages]:
-            members = (states, fetch(data, k))
+            batch = fetch(data, k)
+            members = (states, batch if prepare is None else prepare(states, batch))
             return jax.lax.map(lambda own: step(*own), members, batch_size=together) if together else jax.vmap(step)(*members)
 
         shapes = jax.eval_shape(one, states, count)[1]

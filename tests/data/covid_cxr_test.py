@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cimrl_jax.data import tokenise
 from cimrl_jax.data.datasets import covid_cxr
 from cimrl_jax.data.datasets.covid_cxr import Options
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import make_options
+from cimrl_jax.types import Expected
 
 Image = pytest.importorskip("PIL.Image")
 REAL = pathlib.Path(os.environ.get("CIMRL_DATA", pathlib.Path(__file__).parents[3] / "shared" / "data")) / "covid_cxr"
@@ -216,3 +218,26 @@ def test_the_packed_pictures_have_the_counted_groups():
         regions = _split(dataset, "train").regions
         assert regions is not None and 0.2 < regions["cause"]["image"].mean() < 0.9
     assert total.tolist() == [65, 9, 103, 91]  # other/PA, other/AP, covid/PA, covid/AP
+
+
+def test_pictures_and_notes_are_made_as_pretrained_encoders_expect_them(folder, tmp_path):
+    pytest.importorskip("transformers", reason="checkpoints' tokenisers are read by transformers: pip install 'cimrl_jax[text]'")
+    checkpoint = pytest.importorskip("tests.tokenisers").bytes_of(tmp_path)
+    expected = {
+        "image": Expected(size=(12, 20), channels=3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
+        "text": Expected(tokeniser=str(checkpoint), length=70),
+    }
+    dataset = covid_cxr.build(Options(size=16, mask_leaks="no"), path=folder, expected=expected)
+    plain = _split(_build(folder, mask_leaks="no"), "train")
+    source, image = _split(dataset, "train"), dataset.features["image"]
+    assert image.shape == (12, 20, 3) and image.mean == (0.1, 0.2, 0.3) and image.std == (0.4, 0.5, 0.6)
+    assert source.inputs["image"].shape[1:] == (12, 20, 3) and (source.inputs["image"][..., :1] == source.inputs["image"]).all()
+    assert (source.present["text"] == plain.present["text"]).all() and dataset.features["text"].shape[0] <= 70
+    assert source.regions is not None and plain.regions is not None and source.regions["cause"]["image"].shape[1:] == (12, 20)
+    reader, words = tokenise.of(dataset.features["text"]), np.array(_build(folder, mask_leaks="no").features["text"].vocabulary)
+    leaks = [
+        set(reader.decode(np.where(mask, ids, 0)).split())
+        for mask, ids in zip(source.regions["shortcut"]["text"], source.inputs["text"], strict=True)
+    ]
+    told = [set(words[ids[mask]]) for mask, ids in zip(plain.regions["shortcut"]["text"], plain.inputs["text"], strict=True)]
+    assert leaks == told and set().union(*told) == {"covid-19", "streptococcus", "ards", "rt-pcr"}

@@ -17,6 +17,7 @@ from cimrl_jax.data.datasets.digits import Options
 from cimrl_jax.data.source import ArraySource, Dataset, group_counts
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import make_options
+from cimrl_jax.types import Expected
 
 SMALL = Options(train=600, validation=100, test=200)
 
@@ -229,3 +230,37 @@ def test_bad_files_are_named(tmp_path):
     path.write_text("not compressed")
     with pytest.raises(UserError, match="cannot read"):
         digits.build(Options(), path=path)
+
+
+def test_with_a_checkpoints_tokeniser_the_regions_follow_to_the_pieces(tmp_path):
+    pytest.importorskip("transformers", reason="checkpoints' tokenisers are read by transformers: pip install 'cimrl_jax[text]'")
+    words = [f" {word}" for part in (*digits.FILLERS.values(), *digits.PLACES[:2]) for word in part]
+    folder = pytest.importorskip("tests.tokenisers").bytes_of(tmp_path, words, 480)
+    sizes = Options(train=60, validation=10, test=20)
+    plain, pieces = digits.build(sizes), digits.build(sizes, expected={"text": Expected(tokeniser=str(folder), length=90)})
+    feature = pieces.features["text"]
+    assert feature.tokeniser == str(folder) and digits.LENGTH < feature.shape[0] <= 2 * digits.LENGTH
+    readers = [tokenise.of(dataset.features["text"]) for dataset in (plain, pieces)]
+    for name in ("train", "test_flipped"):
+        one, other = _split(plain, name), _split(pieces, name)
+        assert one.regions is not None and other.regions is not None
+        assert (one.inputs["image"] == other.inputs["image"]).all() and (one.group == other.group).all()
+        whole = (other.inputs["text"] != 0).sum(1) < feature.shape[0]  # the others may have lost their end
+        for kind in ("cause", "shortcut"):
+            pairs = [(source.regions[kind]["text"], source.inputs["text"]) for source in (one, other) if source.regions is not None]
+            told = [[reader.decode(row) for row in np.where(mask, ids, 0)] for reader, (mask, ids) in zip(readers, pairs, strict=True)]
+            known = np.array(["<unk>" not in text for text in told[0]]) & whole
+            assert known.mean() > 0.5 and (np.array(told[0]) == np.array(told[1]))[known].all()
+
+
+@pytest.mark.parametrize(("size", "channels"), [((224, 224), 3), ((28, 28), 1)])
+def test_pictures_of_another_size_cannot_be_had(size, channels):
+    wanted = Expected(size=size, channels=channels, mean=(0.1,) * channels, std=(0.2,) * channels)
+    with pytest.raises(UserError, match=f"image is 28 x 28 x 3 only, but its pretrained encoder expects {size[0]} x {size[1]} x {channels}"):
+        digits.build(SMALL, expected={"image": wanted})
+
+
+def test_pictures_of_the_expected_size_are_normalised_as_expected():
+    wanted = Expected(size=(28, 28), channels=3, mean=(0.1, 0.2, 0.3), std=(0.4,) * 3)
+    feature = digits.build(Options(train=20, validation=10, test=10), expected={"image": wanted}).features["image"]
+    assert (feature.mean, feature.std, feature.shape) == (wanted.mean, wanted.std, (28, 28, 3))

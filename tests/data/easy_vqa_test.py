@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cimrl_jax.data import tokenise
 from cimrl_jax.data.datasets import easy_vqa
 from cimrl_jax.data.datasets.easy_vqa import COLOURS, SHAPES, YES_NO, Options
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import make_options
+from cimrl_jax.types import Expected
 
 Image = pytest.importorskip("PIL.Image")
 SMALL = Options(train=120, validation=32, test=64, size=16, correlation=0.75, validation_pictures=0.3)
@@ -252,3 +254,23 @@ def test_the_defaults_give_the_sizes_they_name():
     sizes = {name: np.bincount(source.label).tolist() for name, source in dataset.splits.items()}
     assert sizes["train"] == sizes["train_randomised"] == [1200, 1200] and sizes["validation"] == [120, 120]
     assert sizes["test"] == sizes["test_flipped"] == sizes["test_balanced"] == [300, 300]
+
+
+def test_pictures_and_questions_are_made_as_pretrained_encoders_expect_them(folder, tmp_path):
+    pytest.importorskip("transformers", reason="checkpoints' tokenisers are read by transformers: pip install 'cimrl_jax[text]'")
+    checkpoint = pytest.importorskip("tests.tokenisers").bytes_of(tmp_path)
+    image = Expected(size=(24, 24), channels=3, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    dataset = easy_vqa.build(SMALL, path=folder, expected={"image": image, "text": Expected(tokeniser=str(checkpoint), length=30)})
+    assert dataset.features["image"].shape == (24, 24, 3) and dataset.features["image"].mean == image.mean
+    plain, reader = _build(folder), tokenise.of(dataset.features["text"])
+    words = np.array(plain.features["text"].vocabulary)
+    for name in ("train", "test"):
+        one, other = _split(plain, name), _split(dataset, name)
+        assert one.regions is not None and other.regions is not None and (one.group == other.group).all()
+        cut = (other.inputs["text"] != 0).all(1)  # may have lost its end
+        for kind in ("cause", "shortcut"):
+            masks = other.regions[kind]["text"]
+            told = [words[ids[mask]].tolist() for ids, mask in zip(one.inputs["text"], one.regions[kind]["text"], strict=True)]
+            found = [reader.decode(np.where(mask, ids, 0)) for ids, mask in zip(other.inputs["text"], masks, strict=True)]
+            assert all(a == " ".join(b).replace(" ?", "?") or a == " ".join(b) for a, b, lost in zip(found, told, cut, strict=True) if not lost)
+        assert not cut.all()

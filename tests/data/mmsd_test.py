@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cimrl_jax.data import tokenise
 from cimrl_jax.data.datasets import mmsd
 from cimrl_jax.data.datasets.mmsd import Options
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import make_options
+from cimrl_jax.types import Expected
 
 REAL = pathlib.Path(os.environ.get("CIMRL_DATA", pathlib.Path(__file__).parents[3] / "shared" / "data")) / "mmsd"
 real = pytest.mark.skipif(not REAL.exists(), reason=f"no real files at {REAL}; set CIMRL_DATA to a folder that holds mmsd/")
@@ -224,3 +226,20 @@ def test_the_published_counts():
 def test_number_tokens_stand_in_sarcastic_training_posts_only():
     posts = [post for post in mmsd.keep(mmsd.read_lists(REAL / "mmsd1" / "train.txt", columns=3)) if "<num>" in post.text]
     assert len(posts) == 404 and all(post.label for post in posts)
+
+
+def test_both_texts_are_made_by_their_checkpoints_tokenisers(folder, tmp_path):
+    pytest.importorskip("transformers", reason="checkpoints' tokenisers are read by transformers: pip install 'cimrl_jax[text]'")
+    checkpoint = str(pytest.importorskip("tests.tokenisers").bytes_of(tmp_path))
+    expected = {"text": Expected(tokeniser=checkpoint, length=60), "attributes": Expected(tokeniser=checkpoint, length=8)}
+    plain, pieces = _build(folder), mmsd.build(Options(), path=folder, expected=expected)
+    assert pieces.features["attributes"].shape == (8,) and pieces.features["text"].shape[0] <= 60
+    reader = tokenise.of(pieces.features["text"])
+    for name in plain.splits:
+        one, other = _split(plain, name), _split(pieces, name)
+        assert (one.group == other.group).all() and (one.present["attributes"] == other.present["attributes"]).all()
+        assert one.regions is not None and other.regions is not None
+        marks, again = one.regions["shortcut"]["text"], other.regions["shortcut"]["text"]
+        assert (marks.any(1) == again.any(1)).all()
+        for mask, ids in zip(again, other.inputs["text"], strict=True):
+            assert set(reader.decode(np.where(mask, ids, 0)).split()) <= {"#"}

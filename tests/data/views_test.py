@@ -242,3 +242,24 @@ def test_slots_are_dropped_whole(inputs):
     views = np.asarray(augment_slots.perturb(inputs["slots"], jax.random.key(0), options=augment_slots.Options(0.0, 0.3)))
     gone = (views == 0).all(-1)
     assert (views[~gone] == np.asarray(inputs["slots"])[~gone]).all() and 0.15 < gone.mean() < 0.45
+
+
+def test_slots_of_zeros_stay_padding(inputs):
+    padded = inputs["slots"].at[:, 3:].set(0)
+    views = np.asarray(augment_slots.perturb(padded, jax.random.key(0), options=augment_slots.Options(0.5, 0.0)))
+    assert not views[:, 3:].any() and (views[:, :3] != np.asarray(padded)[:, :3]).all()
+
+
+def test_one_of_the_views_made_beforehand_comes_first():
+    views = 4
+    values = jnp.asarray(np.random.default_rng(0).standard_normal((400, views * 3, 2), np.float32))
+    perturb = jax.jit(make_perturb({"kept": Feature("slots", (views * 3, 2), "float32", views=views)}))
+    found = np.asarray(perturb({"kept": values}, jax.random.key(0))["kept"]).reshape(400, views, 3, 2)
+    original = np.asarray(values).reshape(400, views, 3, 2)
+    same = (found[:, :1] == original).all((2, 3))  # [example, which view came first]
+    assert (same.sum(1) == 1).all() and np.abs(same.mean(0) - 1 / views).max() < 0.08
+    chosen = same.argmax(1)
+    np.testing.assert_array_equal(found[np.arange(400), chosen], original[:, 0])  # they changed places, and nothing else moved
+    for example in range(20):
+        others = [view for view in range(1, views) if view != chosen[example]]
+        np.testing.assert_array_equal(found[example, others], original[example, others])

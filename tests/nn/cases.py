@@ -16,7 +16,13 @@ FEATURES = {
     "table": Feature("table", (3,), "float32", columns=("x", "y", "z"), mean=(1.0, 2.0, 3.0), std=(2.0,)),
     "slots": Feature("slots", (4, 6), "float32"),
 }
-OPTIONS = {"vit": {"patch": 2, "depth": 1}, "spectrogram": {"patch_time": 3, "patch_mel": 2, "depth": 1}}
+OPTIONS = {
+    "vit": {"patch": 2, "depth": 1},
+    "spectrogram": {"patch_time": 3, "patch_mel": 2, "depth": 1},
+    "hf_vit": {"patch_size": 2, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8},
+    "hf_resnet": {"depth": (1,), "hidden_sizes": (8,), "embedding_size": 8, "patch": 2},
+    "hf_bert": {"hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8, "max_position_embeddings": 9},
+}
 BATCH = 3
 
 
@@ -35,7 +41,7 @@ def draw_inputs(feature: Feature, batch: int = BATCH, seed: int = 0):
 def make(features, modalities=None, **changes) -> Model:
     sizes = {"dim": 8, "dtype": "float32", "heads": 2, "mlp_ratio": 2.0, "dropout": 0.0, "fusion_layers": 2, "connect_every": 2, "causal_layers": 1}
     return build_model(
-        features=features, num_classes=3, modalities=modalities or {}, perturb=lambda inputs, key: dict(inputs), **{**sizes, **changes}
+        features=features, num_classes=3, modalities=modalities or {}, views=lambda _: lambda inputs, key: dict(inputs), **{**sizes, **changes}
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -157,11 +159,14 @@ def test_regions_are_shares_of_slots(encoder):
 def test_options_are_documented_and_checked(encoder):
     options = component("encoder", encoder).Options
     feature = FEATURES[kind_of(encoder)]
-    with pytest.raises(UserError, match=r"model\.x\.dept: unknown key; did you mean 'model\.x\.depth'"):
-        build_encoder("x", feature, {"encoder": encoder, "dept": 1}, Sizes(8, 2, 2.0, 0.0))
-    with pytest.raises(UserError, match=r"model\.x\.depth: got -1"):
-        build_encoder("x", feature, {"encoder": encoder, "depth": -1}, Sizes(8, 2, 2.0, 0.0))
-    source = pathlib.Path(component("encoder", encoder).__file__ or "").read_text("utf-8")
+    layers = "depth" if "depth" in options.__dataclass_fields__ else "num_layers"
+    with pytest.raises(UserError, match=rf"model\.x\.{layers[:-1]}: unknown key; did you mean 'model\.x\.{layers}'"):
+        build_encoder("x", feature, {"encoder": encoder, layers[:-1]: 1}, Sizes(8, 2, 2.0, 0.0))
+    with pytest.raises(UserError, match=rf"model\.x\.{layers}(\[0\])?: got -1"):
+        build_encoder("x", feature, {"encoder": encoder, layers: (-1,) if encoder == "hf_resnet" else -1}, Sizes(8, 2, 2.0, 0.0))
+    owners: list[Any] = [owner for owner in options.__mro__ if dataclasses.is_dataclass(owner)]
+    files = {owner.__name__: pathlib.Path(sys.modules[owner.__module__].__file__ or "").read_text("utf-8") for owner in owners}
+    source = "".join(text.split(f"class {name}", 1)[1] for name, text in files.items())
     for field in dataclasses.fields(options):
         line = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
         assert line.startswith('    """')

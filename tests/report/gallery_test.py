@@ -83,3 +83,14 @@ def test_slots_without_a_picture_or_a_grid_are_shown_in_lines():
     card = gallery.card({"evidence": {"slots": [1.0] * 40}, "chosen": {"slots": [0] * 39 + [1]}})
     assert [(panel.title, panel.width // gallery.CELL, panel.height // gallery.CELL) for panel in card.panels] == [("slots", 32, 2)]
     assert "40 slots of slots" in card.panels[0].alt and card.words == []
+
+
+def test_features_are_called_so_and_their_evidence_lies_on_the_raw_picture(sample, tmp_path):
+    entry = sample.entries(1)[0] | {"edited_image": None, "edited_words": None, "features": {"image": 0.254, "text": 0.0}}
+    gallery.save(tmp_path / "gallery.json", [entry])
+    card = gallery.card(gallery.read(tmp_path / "gallery.json")[0])
+    assert [panel.title for panel in card.panels] == ["original", "evidence", "chosen", "table"] and not card.edited_words
+    facts = dict(card.facts)
+    assert facts["features of image"] == "evidence is that of a frozen encoder's tokens, 25% of it where it has no place"
+    assert facts["features of text"] == "evidence is that of a frozen encoder's tokens"
+    assert not any(name.startswith("features") for name, _ in gallery.card({"label": "zero"}).facts)

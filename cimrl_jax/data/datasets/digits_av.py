@@ -20,7 +20,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 import numpy as np
@@ -30,7 +30,7 @@ from cimrl_jax.data import pictures, planting, resampling, spectrogram
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import Range, make_options
-from cimrl_jax.types import Feature
+from cimrl_jax.types import Expected, Feature
 
 WHERE = "data set 'digits_av'"
 NOTES = "MNIST (LeCun, Cortes, Burges; CC BY-SA 3.0) and the Free Spoken Digit Dataset (Z. Jackson and others; CC BY-SA 4.0); grounds are generated"
@@ -81,12 +81,13 @@ class Options:
     """Draws the splits, the pairs, the attributes and everything else that is drawn."""
 
 
-def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
+def build(options: Options, *, path: pathlib.Path | None = None, expected: Mapping[str, Expected] | None = None) -> Dataset:
     """The data set in the folder `path`: image [28, 28, 3] uint8 and audio [32, 32] float32, a log-mel spectrogram of the first 0.65 s in which every
     band has mean 0 and standard deviation 1 over the training recordings. Regions cover the image only: a voice is everywhere in a recording.
+    `expected`: what the pretrained encoders of these modalities read.
 
     Raises:
-      UserError: a bad option, or a file that is missing or damaged.
+      UserError: a bad option, a file that is missing or damaged, or an encoder that expects inputs of another shape.
     """
     make_options(Options, dataclasses.asdict(options), "data")
     if path is None:
@@ -115,12 +116,13 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
             for modality, share in zip(MODALITIES, draw.correlations, strict=True)
         )
         splits[name] = base.source(image, audio, audio if name == "test_audio_only" else image)
+    features = {
+        "image": Feature("image", (28, 28, 3), "uint8", flip=False, mean=(0.5,) * 3, std=(0.5,) * 3),
+        "audio": Feature("spectrogram", (FRAMES, BANDS), "float32", mean=(0.0,), std=(1.0,)),
+    }
     return Dataset(
         name="digits_av",
-        features={
-            "image": Feature("image", (28, 28, 3), "uint8", flip=False, mean=(0.5,) * 3, std=(0.5,) * 3),
-            "audio": Feature("spectrogram", (FRAMES, BANDS), "float32", mean=(0.0,), std=(1.0,)),
-        },
+        features={m: pictures.if_expected(own, (expected or {}).get(m), modality=m, where=WHERE) for m, own in features.items()},
         class_names=classes,
         group_names=planting.group_names(classes, classes),
         attribute_names=classes,

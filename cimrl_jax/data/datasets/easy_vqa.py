@@ -16,6 +16,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from cimrl_jax.data import pictures, planting, resampling, tokenise
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import Range, make_options
-from cimrl_jax.types import Feature
+from cimrl_jax.types import Expected, Feature
 
 WHERE = "data set 'easy_vqa'"
 NOTES = "easy-VQA (V. Zhou 2019, MIT), as the wheel easy-vqa ships it; questions drawn so that the priors change"
@@ -68,15 +69,15 @@ class Options:
     validation_pictures: Annotated[float, Range(above=0, below=1)] = 0.1
     """Share of the official training pictures that is kept for validation."""
     size: Annotated[int, Range(low=8, high=64)] = 32
-    """Height and width of the pictures; the files' 64 are averaged over areas."""
+    """Height and width of the pictures; the files' 64 are averaged over areas. A pretrained encoder's own size takes its place."""
     data_seed: Annotated[int, Range(low=0)] = 0
     """Draws the favoured answers, the pictures for validation and the rows."""
 
 
-def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
+def build(options: Options, *, path: pathlib.Path | None = None, expected: Mapping[str, Expected] | None = None) -> Dataset:
     """The data set: image [size, size, 3] uint8 and text [10] int32. Regions: the cause is the shape, and of a yes/no question what is asked for and
     a denial; the shortcut is what the form is made of. Within every answer and favoured answer, as many questions deny as do not, and as many ask for
-    a shape as for a colour (where the form is not the word).
+    a shape as for a colour (where the form is not the word). `expected`: what the pretrained encoders of these modalities read.
 
     Raises:
       UserError: a bad option, neither wheel nor folder, or a file that is missing or damaged.
@@ -98,23 +99,23 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
     for base, pool in pools.items():
         own = {name: draw.correlations[0] for name, draw in draws.items() if draw.base == base}
         rows |= _draw(base, pool, attributes[base], own, sizes[base], classes, options.data_seed)
-    tokeniser = tokenise.fit(pools["train"].take(rows["train"]).words, length=LENGTH)
-    shown = {official: _Pictures(folder / official / "images", options.size) for official in ("train", "test")}
+    of_image, of_text = ((expected or {}).get(m) for m in ("image", "text"))
+    tokeniser = tokenise.fit(pools["train"].take(rows["train"]).words, length=LENGTH, expected=of_text)
+    feature = pictures.as_expected(Feature("image", (options.size, options.size, 3), "uint8", mean=(0.5,) * 3, std=(0.5,) * 3), of_image)
+    shown = {official: _Pictures(folder / official / "images", feature.shape) for official in ("train", "test")}
     pairs = [(y, a) for y in range(len(classes)) for a in range(len(classes)) if _kind(classes[y]) == _kind(classes[a])]
     splits = {}
     for name, chosen in rows.items():
         base = draws[name].base
         pool, value = pools[base].take(chosen), attributes[base][chosen]
         image = shown["test" if base == "test" else "train"].read(pool.picture)
-        regions = {"cause": {"image": _shape(image), "text": pool.column("cause")}, "shortcut": {"text": pool.column("shortcut")}}
+        cause, shortcut = (tokenise.spread(tokeniser, pool.words, list(pool.column(kind))) for kind in ("cause", "shortcut"))
+        regions = {"cause": {"image": _shape(image), "text": cause}, "shortcut": {"text": shortcut}}
         group = np.array([pairs.index(pair) for pair in zip(pool.label.tolist(), value.tolist(), strict=True)], np.int32)
         splits[name] = ArraySource(inputs={"image": image, "text": tokeniser.encode(pool.words)}, label=pool.label, group=group, regions=regions)
     return Dataset(
         name="easy_vqa",
-        features={
-            "image": Feature("image", (options.size, options.size, 3), "uint8", mean=(0.5,) * 3, std=(0.5,) * 3),
-            "text": Feature("text", (LENGTH,), "int32", vocabulary=tokeniser.vocabulary),
-        },
+        features={"image": feature, "text": tokeniser.feature()},
         class_names=classes,
         group_names=tuple(f"label={classes[y]}, attribute={classes[a]}" for y, a in pairs),
         attribute_names=tuple(classes),
@@ -281,17 +282,18 @@ def _enough(have: Int[np.ndarray, "attributes strata"], own: int, share: float |
 class _Pictures:
     """Pictures by number, each read once."""
 
-    def __init__(self, folder: pathlib.Path, side: int) -> None:
-        self.folder, self.side = folder, side
-        self.seen: dict[int, UInt8[np.ndarray, "h w 3"]] = {}
+    def __init__(self, folder: pathlib.Path, shape: tuple[int, ...]) -> None:
+        self.folder, self.shape = folder, shape
+        self.seen: dict[int, UInt8[np.ndarray, "h w c"]] = {}
 
-    def read(self, numbers: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w 3"]:
+    def read(self, numbers: Int[np.ndarray, " n"]) -> UInt8[np.ndarray, "n h w c"]:
+        height, width, channels = self.shape
         for number in set(numbers.tolist()) - set(self.seen):
-            self.seen[number] = pictures.read(self.folder / f"{number}.png", height=self.side, width=self.side, channels=3, where=WHERE)
+            self.seen[number] = pictures.read(self.folder / f"{number}.png", height=height, width=width, channels=channels, where=WHERE)
         return np.stack([self.seen[number] for number in numbers.tolist()])
 
 
-def _shape(image: UInt8[np.ndarray, "n h w 3"]) -> Bool[np.ndarray, "n h w"]:
+def _shape(image: UInt8[np.ndarray, "n h w c"]) -> Bool[np.ndarray, "n h w"]:
     """Where a picture differs from its ground, which is of one pale colour and covers more than half of it."""
     ground = np.median(image, (1, 2), keepdims=True)
     return np.abs(image - ground).max(-1) > 40

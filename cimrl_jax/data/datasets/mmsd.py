@@ -18,17 +18,17 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from cimrl_jax.data import planting, resampling, tokenise
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import Range, make_options
-from cimrl_jax.types import Feature
+from cimrl_jax.types import Expected
 
 WHERE = "data set 'mmsd'"
 NOTES = "MMSD (Cai et al. 2019), MMSD2.0 (Qin et al. 2023), DMSD-CL (Jia et al. 2024): posts of others, no licence stated, for research only"
@@ -49,7 +49,7 @@ class Options:
     train: Annotated[int, Range(low=0)] = 0
     """At most so many training posts (train_randomised likewise); 0: all."""
     length: Size = 32
-    """Words of a post; longer ones are cut."""
+    """Words of a post; longer ones are cut. With a pretrained encoder up to twice as many pieces of words."""
     vocabulary: Annotated[int, Range(low=3)] = 8000
     """Most words in the vocabulary of posts, the frequent ones; others are unknown."""
     normalise_numbers: bool = False
@@ -62,8 +62,9 @@ class Options:
     """Draws which posts are left out."""
 
 
-def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
+def build(options: Options, *, path: pathlib.Path | None = None, expected: Mapping[str, Expected] | None = None) -> Dataset:
     """The data set: text [length] int32 and attributes [5] int32, absent where a post's picture has no words. Regions: the shortcut is every '#'.
+    `expected`: what the pretrained encoders of these modalities read.
 
     Raises:
       UserError: a bad option, or a file that is missing or damaged.
@@ -86,15 +87,13 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
     drawn = {name: [posts[base][row] for row in chosen] for name, (base, chosen) in rows.items()}
     words = {name: [words_of(post.text, options) for post in kept] for name, kept in drawn.items()}
     seen = read_words(first / "extract_all")
-    text = tokenise.fit(words["train"], length=options.length, size=options.vocabulary)
-    attributes = tokenise.fit((seen.get(post.number, ()) for post in drawn["train"]), length=WORDS)
+    of_text, of_attributes = ((expected or {}).get(m) for m in ("text", "attributes"))
+    text = tokenise.fit(words["train"], length=options.length, size=options.vocabulary, expected=of_text)
+    attributes = tokenise.fit([seen.get(post.number, ()) for post in drawn["train"]], length=WORDS, expected=of_attributes)
     missing = sum(post.number not in seen for kept in posts.values() for post in kept)
     return Dataset(
         name="mmsd",
-        features={
-            "text": Feature("text", (options.length,), "int32", vocabulary=text.vocabulary),
-            "attributes": Feature("text", (WORDS,), "int32", vocabulary=attributes.vocabulary),
-        },
+        features={"text": text.feature(), "attributes": attributes.feature()},
         class_names=CLASSES,
         group_names=planting.group_names(CLASSES, MARKS),
         attribute_names=MARKS,
@@ -236,14 +235,15 @@ def _with_shares(
 
 
 def _source(
-    posts: list[Post], words: list[list[str]], text: tokenise.Tokeniser, attributes: tokenise.Tokeniser, seen: dict[str, tuple[str, ...]]
+    posts: list[Post],
+    words: list[list[str]],
+    text: tokenise.Tokeniser | tokenise.Pretrained,
+    attributes: tokenise.Tokeniser | tokenise.Pretrained,
+    seen: dict[str, tuple[str, ...]],
 ) -> ArraySource:
     label = np.array([post.label for post in posts], np.int32)
     group = len(MARKS) * label + np.array([post.marked for post in posts], np.int32)
-    marks: Bool[np.ndarray, "n length"] = np.zeros((len(posts), text.length), bool)
-    for row, own in enumerate(words):
-        places = [place for place, word in enumerate(own[: text.length]) if word.startswith("#")]
-        marks[row, places] = True
+    marks = tokenise.spread(text, words, [[word.startswith("#") for word in own] for own in words])
     inputs = {"text": text.encode(words), "attributes": attributes.encode([seen.get(post.number, ()) for post in posts])}
     present = {"attributes": np.array([post.number in seen for post in posts], bool)}
     return ArraySource(inputs=inputs, label=label, group=group, present=present, regions={"shortcut": {"text": marks}})

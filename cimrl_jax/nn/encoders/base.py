@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,7 +10,9 @@ from jaxtyping import Array, Bool, Float
 
 from cimrl_jax.errors import UserError
 from cimrl_jax.nn.dense import Dense
+from cimrl_jax.nn.pretrained import Tensor
 from cimrl_jax.nn.transformer import Sizes, Stack
+from cimrl_jax.nn.tuning import Tuning
 from cimrl_jax.types import Feature, Slots, SlotSpec
 
 
@@ -37,6 +39,61 @@ class Encoder(Protocol):
     def render(self, values: Float[Array, "*b n d"]) -> Array:
         """Slot values -> what they look like, raw: the inverse of `embed` (of words the nearest one), for people to look at."""
         ...
+
+
+class TokenSpec(NamedTuple):
+    """The layout of the tokens that a backbone makes of its slots."""
+
+    count: int
+    width: int
+    lead: int
+    """Tokens before the first that stands for a place (a class token)."""
+    grid: tuple[int, int] | None
+    """Rows and columns of the places; None: token `lead + i` stands for slot i."""
+
+
+@runtime_checkable
+class Pretrained(Encoder, Protocol):
+    """An encoder of a published architecture, whose parameters (all under "backbone") can come from a checkpoint (`nn/pretrained.py`).
+
+    `encode` is one linear map to the model's width, "inward", on top of `features`.
+    """
+
+    tuning: Tuning
+    runs: tuple[range, ...]
+    """The blocks of each segment (`tuning.segments`)."""
+
+    def token_spec(self) -> TokenSpec:
+        """The layout of `features`."""
+        ...
+
+    def features(self, slots: Slots, *, deterministic: bool) -> Slots:
+        """Slots `[*b, n, d]` -> the backbone's last hidden states `[*b, count, width]`, float32."""
+        ...
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Where each parameter under "backbone" stands in a checkpoint's files."""
+        ...
+
+    def architecture(self) -> dict[str, Any]:
+        """The config.json that `transformers` reads."""
+        ...
+
+
+def pooled(encoder: Pretrained) -> TokenSpec:
+    """The layout of its tokens where they are read as features: `tuning.pool` by `tuning.pool` neighbouring places are one.
+
+    Raises:
+      UserError: tokens without a plane, or a plane that this does not divide.
+    """
+    spec, pool = encoder.token_spec(), encoder.tuning.pool
+    if pool == 1:
+        return spec
+    if spec.grid is None or any(side % pool for side in spec.grid):
+        what = f"the {spec.grid[0]} x {spec.grid[1]} places" if spec.grid else "tokens that lie on no plane"
+        raise UserError(f"pool={pool} does not divide {what} of its tokens; choose a divisor, or 1")
+    rows, columns = (side // pool for side in spec.grid)
+    return spec._replace(count=spec.lead + rows * columns, grid=(rows, columns))
 
 
 def expect(feature: Feature, *, encoder: str, kind: str, rank: int) -> None:

@@ -1,0 +1,136 @@
+"""What keeping a frozen encoder's features on disk saves: training steps per second with features=disk against features=no. One JSON line per method.
+
+Command: python benchmarks/features.py --model.image.pretrained DIR --model.text.pretrained DIR [--config configs/covid_cxr.py] [any field, as
+         --a.b value] > benchmarks/results/features.jsonl
+
+Every modality that has a checkpoint is frozen whole; the two sides are otherwise one config, one seed. A step is the run's own, with its batches' way
+from disk or memory to the device. Computing the features is not in it (it happens once, in `prepare_seconds`, or 0 and a moment if they are there).
+Times are medians over rounds in which both sides run once, so that whatever else the machine does falls on both alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cimrl_jax.assembly import assemble
+from cimrl_jax.config import Config, load
+from cimrl_jax.errors import UserError
+from cimrl_jax.main import parse, split
+from cimrl_jax.nn.model import bound
+from cimrl_jax.readers import read
+from cimrl_jax.report.results import environment
+from cimrl_jax.train import loop
+from cimrl_jax.train import step as fused
+
+ROOT = pathlib.Path(__file__).parents[1]
+ROUNDS, STEPS = 11, 4
+SIDES = ("disk", "no")
+
+
+class Side(NamedTuple):
+    """A method's first stage, ready to be timed."""
+
+    run: Callable[[], float]
+    """Steps per second over the next `STEPS`."""
+    compile_seconds: float
+
+
+def frozen(config: Config) -> list[str]:
+    """The modalities that have a checkpoint.
+
+    Raises:
+      UserError: none has.
+    """
+    found = [m for m, section in config.model.modalities.items() if section.get("pretrained")]
+    if not found:
+        raise UserError("no modality has a checkpoint whose features could be kept; give --model.image.pretrained DIR or another's")
+    return found
+
+
+def ready(program: loop.Program) -> Side:
+    """Compiles a chunk of the first stage and feeds it."""
+    program = dataclasses.replace(program, chunk=STEPS)
+    feed, optimizer = program.feed(), program.stage_optimizer(0)
+    state = fused.init_member(0, program.hyper[0], model=program.model, method=program.method, spec=program.spec, optimizer=optimizer)
+
+    def chunk(states: Any, data: Any, count: Any, held: Any) -> Any:
+        model = bound(program.model, held)
+        step = fused.make_step(model, program.method.stages[0], optimizer, augment=program.augment)
+        prepare = fused.make_prepare(model, *feed.leaders, augment=program.augment)
+        return fused.make_chunk(step, fused.resident if feed.resident else fused.streamed, prepare=prepare)(states, data, count)
+
+    states, held, done = jax.tree.map(lambda x: x[None], state), jax.device_put(program.model.held), 0
+    began = time.perf_counter()
+    compiled = jax.jit(chunk, donate_argnums=0).lower(states, feed(0, STEPS), jnp.int32(STEPS), held).compile()
+    seconds = time.perf_counter() - began
+
+    def run() -> float:
+        nonlocal states, done
+        began = time.perf_counter()
+        states, metrics = compiled(states, feed(done, STEPS), jnp.int32(STEPS), held)
+        jax.block_until_ready((states, metrics))
+        done += STEPS
+        return STEPS / (time.perf_counter() - began)
+
+    return Side(run, seconds)
+
+
+def measure(config: Config) -> list[dict[str, Any]]:
+    """One record per method."""
+    modalities = frozen(config)
+    common = {f"model.{m}.{key}": value for m in modalities for key, value in (("freeze", "all"), ("lora_rank", 0), ("views", 1))}
+    common |= {"seeds": "0,", "sweep": "none", "evaluate.ceiling": False}
+    built, prepared = {}, {}
+    for side in SIDES:
+        began = time.perf_counter()
+        built[side] = assemble(load(config, {**common, **{f"model.{m}.features": side for m in modalities}}))
+        prepared[side] = time.perf_counter() - began
+    records = []
+    for own in zip(*(built[side].programs for side in SIDES), strict=True):
+        pair = dict(zip(SIDES, map(ready, own), strict=True))
+        rounds = [{side: pair[side].run() for side in SIDES} for _ in range(ROUNDS + 2)][2:]  # the first two warm up
+        ratios = [speed["disk"] / speed["no"] for speed in rounds]
+        records.append(
+            {
+                "name": f"features/{own[0].name}",
+                "ratio": statistics.median(ratios),
+                "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
+                "steps_per_second": {side: statistics.median(speed[side] for speed in rounds) for side in SIDES},
+                "compile_seconds": {side: pair[side].compile_seconds for side in SIDES},
+                "prepare_seconds": prepared,
+                "batch_size": own[0].batch_size,
+                "tokens": {m: [spec.count, spec.width] for m, spec in built["disk"].model.slots.items() if m in modalities},
+                "checkpoints": {m: str(config.model.modalities[m]["pretrained"]) for m in modalities},
+                "environment": environment(),
+            }
+        )
+    return records
+
+
+def main(arguments: list[str]) -> None:
+    """Without --config: configs/covid_cxr.py, but for its encoders, whose place the checkpoints take."""
+    _, values = split(arguments)
+    if "config" in values:
+        config, _ = parse(arguments)
+    else:
+        tree = read(ROOT / "configs/covid_cxr.py")
+        config = load({**tree, "model": {"dim": tree["model"]["dim"]}}, values)
+    for record in measure(config):
+        print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        sys.exit(f"error: {error}")
