@@ -1,9 +1,9 @@
-"""What keeping a frozen encoder's features on disk saves: training steps per second with features=disk against features=no. One JSON line per method.
+"""What keeping a frozen encoder's features on disk saves: training steps per second with features=disk against features=step. One JSON line per method.
 
-Command: python benchmarks/features.py --model.image.pretrained DIR --model.text.pretrained DIR [--config configs/covid_cxr.py] [any field, as
-         --a.b value] > benchmarks/results/features.jsonl
+Command: python benchmarks/features.py [--config configs/covid_cxr.py] [any field, as --a.b value] > benchmarks/results/features.jsonl
 
-Every modality that has a checkpoint is frozen whole; the two sides are otherwise one config, one seed. A step is the run's own, with its batches' way
+Both sides train on the same features, and so do the same work but for the frozen encoders, which one of them runs in every step. Every modality that
+has a checkpoint is frozen whole; one seed. A step is the run's own, with its batches' way
 from disk or memory to the device. Computing the features is not in it (it happens once, in `prepare_seconds`, or 0 and a moment if they are there).
 Times are medians over rounds in which both sides run once, so that whatever else the machine does falls on both alike.
 """
@@ -27,14 +27,13 @@ from cimrl_jax.config import Config, load
 from cimrl_jax.errors import UserError
 from cimrl_jax.main import parse, split
 from cimrl_jax.nn.model import bound
-from cimrl_jax.readers import read
 from cimrl_jax.report.results import environment
 from cimrl_jax.train import loop
 from cimrl_jax.train import step as fused
 
 ROOT = pathlib.Path(__file__).parents[1]
-ROUNDS, STEPS = 11, 4
-SIDES = ("disk", "no")
+ROUNDS, STEPS = 5, 4
+SIDES = ("disk", "step")
 
 
 class Side(NamedTuple):
@@ -99,7 +98,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
     for own in zip(*(built[side].programs for side in SIDES), strict=True):
         pair = dict(zip(SIDES, map(ready, own), strict=True))
         rounds = [{side: pair[side].run() for side in SIDES} for _ in range(ROUNDS + 2)][2:]  # the first two warm up
-        ratios = [speed["disk"] / speed["no"] for speed in rounds]
+        ratios = [speed["disk"] / speed["step"] for speed in rounds]
         records.append(
             {
                 "name": f"features/{own[0].name}",
@@ -118,13 +117,8 @@ def measure(config: Config) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str]) -> None:
-    """Without --config: configs/covid_cxr.py, but for its encoders, whose place the checkpoints take."""
-    _, values = split(arguments)
-    if "config" in values:
-        config, _ = parse(arguments)
-    else:
-        tree = read(ROOT / "configs/covid_cxr.py")
-        config = load({**tree, "model": {"dim": tree["model"]["dim"]}}, values)
+    given = "config" in split(arguments)[1]
+    config, _ = parse([*([] if given else ["--config", str(ROOT / "configs/covid_cxr.py")]), *arguments])
     for record in measure(config):
         print(json.dumps(record), flush=True)
 

@@ -50,13 +50,16 @@ def assemble(config: Config, progress: Progress | None = None) -> Assembly:
     Raises:
       UserError: options that do not fit the data set, or a method that needs what the data set lacks.
     """
+    progress = progress or Progress(quiet=True)
     dataset = _dataset(config)
     view_options = make_options(views.ViewOptions, config.data.views, "data.views")
     tables = {m: synonyms.synonym_table(dataset.synonyms, f.vocabulary) for m, f in dataset.features.items() if f.kind == "text" and dataset.synonyms}
     perturbed = functools.partial(views.make_perturb, options=view_options, synonyms=tables)
-    dataset, computed = _stored(config, dataset, perturbed, progress or Progress(quiet=True))
+    dataset, computed = _stored(config, dataset, perturbed, progress)
     sizes = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
     model = build_model(features=dataset.features, num_classes=len(dataset.class_names), views=perturbed, **sizes)
+    for note in model.notes:
+        progress.say(note)
     found = [own for name in config.methods for own in programs(config, dataset, model, name, computed=computed)]
     if config.evaluate.ceiling and BASELINE in config.methods and RANDOMISED in dataset.splits:
         found += programs(config, dataset, model, BASELINE, label=CEILING, split=RANDOMISED, computed=computed)
@@ -99,6 +102,7 @@ def _stored(config: Config, dataset: Dataset, perturbed: Callable[..., Any], pro
                 say=progress.say,
             )
             computed[name] = found.compute
+            progress.say(found.note)
     return dataset, computed
 
 

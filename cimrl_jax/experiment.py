@@ -89,7 +89,7 @@ def _work(config: Config, workdir: pathlib.Path, parts: tuple[str, ...], quiet: 
         if "evaluate" in parts:
             runs, tried, shown = [], [], []
             for label in dict.fromkeys(own.label for own in built.programs):
-                trained = [_finished(own, look, workdir) for own in built.programs if own.label == label]
+                trained = [finished(own, look, workdir) for own in built.programs if own.label == label]
                 best, settings = choose(trained, look)
                 measured, cards = _evaluate(best, look)
                 runs += measured
@@ -103,7 +103,12 @@ def _title(own: loop.Program) -> str:
     return f"{own.name} x {own.members} member{'s' * (own.members > 1)}"
 
 
-def _finished(own: loop.Program, look: Look, workdir: pathlib.Path) -> Finished:
+def finished(own: loop.Program, look: Look, workdir: pathlib.Path) -> Finished:
+    """What a program's training left in a workdir.
+
+    Raises:
+      UserError: it is not trained to its end.
+    """
     done, trained = loop.restore(own, look.rules, workdir / "checkpoints" / own.name)
     if done < own.spec.steps:
         raise UserError(f"{own.name} is trained for {done} of {own.spec.steps} steps; run `train` with the same config to finish it")

@@ -18,13 +18,14 @@ from cimrl_jax.options import Range, modules
 WIDTH = 100
 ROOT = pathlib.Path(__file__).parent
 USAGE = """\
-usage: python -m cimrl_jax.main [train|evaluate|report|study] --config FILE [--KEY VALUE ...]
+usage: python -m cimrl_jax.main [train|evaluate|report|study|export] --config FILE [--KEY VALUE ...]
 
 Without a command: all three, one after another. A run that was stopped goes on where it was.
   train     trains every method with every seed, and saves checkpoints and metrics to the workdir
   evaluate  measures the trained models on all splits
   report    writes tables, figures and the page report.html
   study     does all three for many runs, and writes one table of them: see --help study
+  export    writes a trained model's encoders as Hugging Face folders: see --help export
 
   --config FILE        a .py file that defines `config`, or a .yaml file; may be left out where
                        --workdir is the folder of an earlier run
@@ -34,8 +35,15 @@ Without a command: all three, one after another. A run that was stopped goes on 
   --KEY VALUE          any key below, such as --train.steps 100; --KEY=VALUE works too, - and _ are
                        the same, a true-or-false key alone means true, lists are written a,b,c
   --help [NAME]        this text, or one part of it: data, views, model, train, evaluate, report,
-                       method, study, or the name of a data set, an encoder or a method
+                       method, study, export, or the name of a data set, an encoder or a method
   --version            the version
+"""
+EXPORT = """\
+  python -m cimrl_jax.main export --workdir DIR --to FOLDER [--method NAME] [--seed N]
+
+Writes FOLDER/<modality> for every encoder of a published architecture (hf_vit, hf_resnet, hf_bert)
+that the run in DIR trained, LoRA merged: folders that transformers loads, and that
+model.<modality>.pretrained reads. NAME: the run's last method if not given; N: its first seed.
 """
 STUDY = """\
   python -m cimrl_jax.main study --config FILE [--workdir DIR] [--only NAME,NAME] [--KEY VALUE ...]
@@ -116,6 +124,7 @@ def sections(root: pathlib.Path = ROOT) -> Iterator[Section]:
     config = _File(root / "config.py", root)
     yield Section(("config", "run"), "run", _fields(config, "Config", ""))
     yield Section(("study",), "study", STUDY.rstrip("\n"))
+    yield Section(("export",), "export", EXPORT.rstrip("\n"))
     for field, record in _sections_of(config.classes["Config"]):
         yield Section((field,), field, _fields(config, record, f"{field}."))
         if field == "data":

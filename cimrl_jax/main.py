@@ -14,7 +14,7 @@ from cimrl_jax.errors import UserError, nearest
 from cimrl_jax.help import render
 
 PARTS = ("train", "evaluate", "report")
-STUDY = "study"
+STUDY, EXPORT = "study", "export"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _print(render(attached or (following[0] if following else None)))
             if flag == "--version":
                 return _print(f"cimrl_jax {__version__}")
-        if STUDY in split(arguments)[0]:
-            return _study(arguments)
+        for command, own in {STUDY: _study, EXPORT: _export}.items():
+            if command in split(arguments)[0]:
+                return own(arguments)
         config, parts = parse(arguments)
         from cimrl_jax import experiment  # imports JAX
 
@@ -52,7 +53,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, tuple[str, ...]]:
     commands, values = split(arguments)
     unknown = [command for command in commands if command not in PARTS]
     if unknown:
-        raise UserError(f"unknown command {unknown[0]!r}; {nearest(unknown[0], (*PARTS, STUDY))}")
+        raise UserError(f"unknown command {unknown[0]!r}; {nearest(unknown[0], (*PARTS, STUDY, EXPORT))}")
     _check_given(values, {"config": "a file, such as configs/digits.py", "workdir": "a folder"})
     source = values.pop("config", None)
     if source is None:
@@ -107,6 +108,26 @@ def _study(arguments: Sequence[str]) -> int:
 
     source, workdir, only = values.pop("config"), values.pop("workdir", ""), values.pop("only", "")
     study.run(source, workdir=workdir, only=[name.strip() for name in only.split(",") if name.strip()], overrides=values)
+    return 0
+
+
+def _export(arguments: Sequence[str]) -> int:
+    commands, values = split(arguments)
+    expected = {"workdir": "the folder of an earlier run", "to": "a folder", "method": "a method of that run", "seed": "a seed of that run"}
+    _check_given(values, expected)
+    strange = [command for command in commands if command != EXPORT] + [f"--{key}" for key in values if key not in expected]
+    if strange:
+        raise UserError(f"{EXPORT} knows no {strange[0]!r}; expected {', '.join(f'--{key}' for key in expected)}; see --help {EXPORT}")
+    for key in ("workdir", "to"):
+        if key not in values:
+            raise UserError(f"--{key}: missing; expected {expected[key]}; see --help {EXPORT}")
+    seed = values.get("seed")
+    if seed is not None and not seed.isdigit():
+        raise UserError(f"--seed: got {seed!r}, expected an integer, at least 0")
+    from cimrl_jax import export  # imports JAX
+
+    for folder in export.run(values["workdir"], values["to"], method=values.get("method", ""), seed=None if seed is None else int(seed)):
+        _print(f"written: {folder}")
     return 0
 
 

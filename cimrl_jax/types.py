@@ -197,6 +197,10 @@ class Model(NamedTuple):
     None: `embed` takes raw inputs."""
     fed: tuple[str, ...] = ()
     """The modalities that `prepare` changes."""
+    notes: tuple[str, ...] = ()
+    """What was read from which checkpoint, and what of it was not: a line each."""
+    export: Callable[..., list[Any]] | None = None
+    """(one member's params, folder) -> the folders written: one for each encoder of a published architecture. None: it has none that could move."""
 
 
 class Population(NamedTuple):

@@ -27,6 +27,13 @@ class Start(NamedTuple):
 
     stays: Params
     moves: Params
+    unused: tuple[str, ...] = ()
+    """Tensors of the checkpoint that are no part of the encoder."""
+
+    def __str__(self) -> str:
+        stays, moves = (sum(leaf.size for leaf in jax.tree.leaves(tree)) for tree in (self.stays, self.moves))
+        rest = f"; not used: {', '.join(self.unused)}" if self.unused else ""
+        return f"{(stays + moves) / 1e6:.3g} million numbers, of which {moves / 1e6:.3g} million move{rest}"
 
 
 def start(encoder: Pretrained, feature: Feature) -> Start:
@@ -38,12 +45,12 @@ def start(encoder: Pretrained, feature: Feature) -> Start:
     if not encoder.tuning.pretrained:
         return Start({}, {})
     shapes = {path: leaf.shape for path, leaf in _leaves(encoder, feature).items() if path[0] == "backbone"}
-    found = pretrained.read(
-        pretrained.open_checkpoint(encoder.tuning.pretrained), encoder.tensors(), {path[1:]: shape for path, shape in shapes.items()}
-    )
+    checkpoint, tensors = pretrained.open_checkpoint(encoder.tuning.pretrained), encoder.tensors()
+    found = pretrained.read(checkpoint, tensors, {path[1:]: shape for path, shape in shapes.items()})
     values = {("backbone", *path): value for path, value in found.items()}
     moving = {path: tuning.moves(encoder.tuning, path, encoder.runs) for path in values}
-    return Start(*(unflatten_dict({path: value for path, value in values.items() if moving[path] == side}) for side in (False, True)))
+    stays, moves = (unflatten_dict({path: value for path, value in values.items() if moving[path] == side}) for side in (False, True))
+    return Start(stays, moves, pretrained.unused(checkpoint, tensors))
 
 
 def rates(encoder: Pretrained, params: Params) -> Params:

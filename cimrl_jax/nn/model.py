@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import types
 import zlib
 from collections.abc import Callable, Mapping
@@ -147,6 +148,8 @@ class Frozen(NamedTuple):
     masked."""
     digest: str
     """A hash of its weights."""
+    note: str
+    """What was read from which checkpoint."""
 
 
 def frozen(
@@ -166,8 +169,8 @@ def frozen(
         return None
     encoder = build_encoder(name, feature, section, Sizes(1, 1, 1.0, 0.0, DTYPES[dtype]))
     assert isinstance(encoder, Pretrained)
-    declared, values, perturb = feature_of(encoder, feature), finetune.start(encoder, feature).stays, views({name: feature})
-    tokens, held = finetune.tokens(encoder), jax.tree.map(jnp.asarray, values)
+    declared, start, perturb = feature_of(encoder, feature), finetune.start(encoder, feature), views({name: feature})
+    tokens, held = finetune.tokens(encoder), jax.tree.map(jnp.asarray, start.stays)
 
     @jax.jit
     def run(held, inputs, present, marks):
@@ -182,7 +185,11 @@ def frozen(
         marks = np.array([zlib.crc32(np.ascontiguousarray(own).tobytes()) for own in inputs], np.uint32)  # a view is a function of what is seen
         return np.asarray(run(held, inputs, present, marks))
 
-    return Frozen(declared, compute, finetune.digest(values))
+    return Frozen(declared, compute, finetune.digest(start.stays), _note(name, encoder, start))
+
+
+def _note(name: str, encoder: Pretrained, start: finetune.Start) -> str:
+    return f"{name} from {encoder.tuning.pretrained}: {start}"
 
 
 def choose_query(features: Mapping[str, Feature], query: str) -> str:
@@ -242,6 +249,7 @@ def build_model(
     encoders = {m: build_encoder(m, features[m], modalities.get(m, {}), sizes) for m in names}
     published = {m: encoder for m, encoder in encoders.items() if isinstance(encoder, Pretrained)}
     fed = {m: encoder for m, encoder in published.items() if encoder.tuning.features == "step"}
+    own = [m for m in published if m not in fed]
     declared = {**features, **{m: feature_of(encoder, features[m]) for m, encoder in fed.items()}}
     readers = {**encoders, **{m: Cached(declared[m], encoder, sizes) for m, encoder in fed.items()}}
     layout = {m: readers[m].slot_spec() for m in names}
@@ -254,6 +262,7 @@ def build_model(
         blank=Blank(tuple((m, layout[m].width, 0.02 if (features[m].raw or features[m]).kind == "text" else 0.0) for m in names)),
     )
     starts = {m: finetune.start(encoder, features[m]) for m, encoder in published.items()}
+    notes = tuple(_note(m, published[m], start) for m, start in starts.items() if published[m].tuning.pretrained)
     held = {
         "stays": {f"encoders_{m}": start.stays for m, start in starts.items() if m not in fed and start.stays},
         "begins": {f"encoders_{m}": start.moves for m, start in starts.items() if start.moves},
@@ -293,9 +302,15 @@ def build_model(
             return apply(params, values, method="render")
 
         def prepare(inputs, present, key=None):
-            own = {m: inputs[m] for m in fed}
-            own = own if key is None else perturb_raw(own, key)
-            return {**inputs, **{m: tokens[m](held["backbones"][m], own[m], present[m]).values for m in fed}}
+            seen = {m: inputs[m] for m in fed}
+            seen = seen if key is None else perturb_raw(seen, key)
+            return {**inputs, **{m: tokens[m](held["backbones"][m], seen[m], present[m]).values for m in fed}}
+
+        def export(params: Params, folder: pathlib.Path) -> list[pathlib.Path]:
+            whole = jax.tree.map(np.asarray, finetune.merge(params, held["stays"]))
+            for m in own:
+                pretrained.export(folder / m, whole[f"encoders_{m}"]["backbone"], published[m])
+            return [folder / m for m in own]
 
         return Model(
             init=init,
@@ -312,6 +327,8 @@ def build_model(
             rates=rates,
             prepare=prepare if fed else None,
             fed=tuple(fed),
+            notes=notes,
+            export=export if own else None,
         )
 
     rates = None

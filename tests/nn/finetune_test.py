@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from cimrl_jax.config import load
 from cimrl_jax.data import feature_store, views
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
-from cimrl_jax.nn import finetune, pretrained
+from cimrl_jax.nn import finetune, pretrained, tensor_files
 from cimrl_jax.nn.encoders import hf_vit
 from cimrl_jax.nn.model import bound, build_model, frozen
 from cimrl_jax.train import loop
@@ -123,6 +124,16 @@ def test_parameters_are_what_moves_and_everything_else_is_held(folder, source, o
     assert np.isclose(sum(float(np.sum(value)) for value in from_files), sum(float(np.sum(value)) for value in whole.values()), atol=1e-3)
 
 
+def test_what_was_read_is_told_with_what_was_not(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "more")
+    found = pretrained.open_checkpoint(folder)
+    tensors = {name: found.load(name) for name in found.entries}
+    tensor_files.write(tmp_path / "more" / "model.safetensors", {**tensors, "pooler.dense.weight": np.zeros((8, 8), np.float32)})
+    [note] = model_of(config(str(tmp_path / "more"), freeze="all")).notes
+    assert note.startswith(f"image from {tmp_path / 'more'}: ") and "of which 0 million move; not used: pooler.dense.weight" in note
+    assert "not used" not in model_of(config(folder)).notes[0]
+
+
 def test_every_seed_starts_at_the_checkpoint_and_training_moves_all_that_is_no_zero_gradient(folder, source):
     own = config(folder, freeze=(0,), lora_rank=2)
     before, after = trained(program(own, dataset(source), model_of(own)))
@@ -177,8 +188,7 @@ def test_pooled_features_are_the_means_of_neighbouring_places(folder, source):
     sections = [config(folder, freeze="all", features="disk", pool=pool).model.modalities["image"] for pool in (1, 2)]
     image = Feature("image", (16, 24, 3), "uint8", flip=False)
     inputs = np.random.default_rng(0).integers(0, 256, (3, *image.shape), np.uint8)
-    both = [frozen("image", image, section, dtype="float32", views=views.make_perturb) for section in sections]
-    assert both[0] is not None and both[1] is not None
+    both: list[Any] = [frozen("image", image, section, dtype="float32", views=views.make_perturb) for section in sections]
     whole, pooled = (np.asarray(found.compute(inputs, np.array([True, True, False]))) for found in both)
     assert both[1].feature.shape == (1 + 2 * 3, 8) and whole.shape[1] == 1 + 4 * 6
     places = whole[:, 1:].reshape(3, 2, 2, 3, 2, 8).mean((2, 4)).reshape(3, 6, 8)
