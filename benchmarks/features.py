@@ -1,4 +1,4 @@
-"""What keeping a frozen encoder's features on disk saves: training steps per second with features=disk against features=step. One JSON line per method.
+"""What keeping a frozen encoder's features saves: training steps per second with features=disk against features=step. One JSON line per method.
 
 Command: python benchmarks/features.py [--config configs/covid_cxr.py] [any field, as --a.b value] > benchmarks/results/features.jsonl
 
