@@ -91,7 +91,7 @@ def _work(config: Config, workdir: pathlib.Path, parts: tuple[str, ...], quiet: 
             for label in dict.fromkeys(own.label for own in built.programs):
                 trained = [finished(own, look, workdir) for own in built.programs if own.label == label]
                 best, settings = choose(trained, look)
-                measured, cards = _evaluate(best, look)
+                measured, cards = _evaluate(best, look, look.rule(trained[0].program.method))
                 runs += measured
                 tried += settings
                 shown += cards
@@ -115,10 +115,9 @@ def finished(own: loop.Program, look: Look, workdir: pathlib.Path) -> Finished:
     return Finished(own, trained, tuple(range(own.members)))
 
 
-def _evaluate(best: Finished, look: Look) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """results.json's entry of every member, and the examples to show."""
+def _evaluate(best: Finished, look: Look, rule: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """results.json's entry of every member, as the rule selected it, and the examples to show."""
     own, trained, dataset = best.program, best.trained, look.built.dataset
-    rule = look.rule(own.method)
     splits: list[dict[str, Any]] = [{} for _ in best.members]
     for name in dataset.splits:
         if not name.startswith("train"):

@@ -41,8 +41,9 @@ def run(workdir: str | os.PathLike[str], to: str | os.PathLike[str], *, method: 
     built = assemble(load(config, {"methods": (method,), "evaluate.ceiling": False, "workdir": str(folder)}))
     look = Look(config, built)
     best, _ = choose([finished(own, look, folder) for own in built.programs], look)
+    rule = look.rule(built.programs[0].method)
     member = [best.program.seeds[i] for i in best.members].index(seed)
-    params = jax.tree.map(lambda x: np.asarray(x[member]), best.picked(look.rule(best.program.method)).params["model"])
+    params = jax.tree.map(lambda x: np.asarray(x[member]), best.picked(rule).params["model"])
     written = built.model.export(params, pathlib.Path(to)) if built.model.export else []
     if not written:
         mend = "it needs model.<modality>.pretrained or an hf_ encoder, and features=no"

@@ -120,6 +120,18 @@ def test_a_method_may_have_a_learning_rate_and_weight_decay_of_its_own():
     assert assemble(tiny.study(methods=("cimrl",), method__cimrl__learning_rate=0.5)).programs[0].hyper[0]["learning_rate"] == 0.5
 
 
+@pytest.mark.parametrize("ways", [("group", "class"), ("class", "group")])
+def test_settings_of_one_method_are_chosen_and_reported_under_one_rule(tmp_path, ways):
+    """Balanced by classes, resampling is told no group, and alone would be selected otherwise."""
+    results = cimrl_jax.run(tiny.study(tmp_path, methods=("resample",), sweep={"method.resample.by": ways}), quiet=True)
+    assert results is not None
+    rule = "worst_group" if ways[0] == "group" else "worst_class"
+    [chosen] = [entry for entry in results.settings if entry["chosen"]]
+    assert {run["selected_by"] for run in results.runs} == {entry["rule"] for entry in results.settings} == {rule}
+    cell = results.cell("resample", "test", "worst_group_accuracy")
+    assert cell is not None and cell.mean == pytest.approx(chosen["splits"]["test"]["worst_group_accuracy"]["mean"])
+
+
 def test_the_first_of_equal_settings_is_chosen_and_every_one_is_measured():
     config = tiny.study(sweep={"train.learning_rate": (0.01, 0.02)}, seeds=(0,))
     built = assemble(config)
