@@ -1,9 +1,10 @@
-"""What keeping a frozen encoder's features saves: training steps per second with features=disk against features=step. One JSON line per method.
+"""What keeping a frozen encoder's features saves: training steps per second with features=disk against without. One JSON line per method.
 
 Command: python benchmarks/features.py [--config configs/covid_cxr.py] [any field, as --a.b value] > benchmarks/results/features.jsonl
 
-Both sides train on the same features, and so do the same work but for the frozen encoders, which one of them runs in every step. Every modality that
-has a checkpoint is frozen whole; one seed. A step is the run's own, with its batches' way
+Beside disk there are two sides. features=step trains on the same features, and so does the same work but for the frozen encoders, which it runs in
+every step: "ratio" is against it. features=no reads pixels and words through the frozen encoders, unpooled, so that CIMRL's attribution and its
+counterfactuals go through them too. Every modality that has a checkpoint is frozen whole; one seed. A step is the run's own, with its batches' way
 from disk or memory to the device. Computing the features is not in it (it happens once, in `prepare_seconds`, or 0 and a moment if they are there).
 Times are medians over rounds in which both sides run once, so that whatever else the machine does falls on both alike.
 """
@@ -32,15 +33,16 @@ from cimrl_jax.train import loop
 from cimrl_jax.train import step as fused
 
 ROOT = pathlib.Path(__file__).parents[1]
-ROUNDS, STEPS = 5, 4
-SIDES = ("disk", "step")
+ROUNDS = 4
+SIDES = {"disk": 4, "step": 2, "no": 1}
+"""The steps of a round: fewer where one takes long."""
 
 
 class Side(NamedTuple):
     """A method's first stage, ready to be timed."""
 
     run: Callable[[], float]
-    """Steps per second over the next `STEPS`."""
+    """Steps per second over the steps of the next round."""
     compile_seconds: float
 
 
@@ -56,9 +58,9 @@ def frozen(config: Config) -> list[str]:
     return found
 
 
-def ready(program: loop.Program) -> Side:
+def ready(program: loop.Program, steps: int) -> Side:
     """Compiles a chunk of the first stage and feeds it."""
-    program = dataclasses.replace(program, chunk=STEPS)
+    program = dataclasses.replace(program, chunk=steps)
     feed, optimizer = program.feed(), program.stage_optimizer(0)
     state = fused.init_member(0, program.hyper[0], model=program.model, method=program.method, spec=program.spec, optimizer=optimizer)
 
@@ -70,16 +72,16 @@ def ready(program: loop.Program) -> Side:
 
     states, held, done = jax.tree.map(lambda x: x[None], state), jax.device_put(program.model.held), 0
     began = time.perf_counter()
-    compiled = jax.jit(chunk, donate_argnums=0).lower(states, feed(0, STEPS), jnp.int32(STEPS), held).compile()
+    compiled = jax.jit(chunk, donate_argnums=0).lower(states, feed(0, steps), jnp.int32(steps), held).compile()
     seconds = time.perf_counter() - began
 
     def run() -> float:
         nonlocal states, done
         began = time.perf_counter()
-        states, metrics = compiled(states, feed(done, STEPS), jnp.int32(STEPS), held)
+        states, metrics = compiled(states, feed(done, steps), jnp.int32(steps), held)
         jax.block_until_ready((states, metrics))
-        done += STEPS
-        return STEPS / (time.perf_counter() - began)
+        done += steps
+        return steps / (time.perf_counter() - began)
 
     return Side(run, seconds)
 
@@ -92,18 +94,20 @@ def measure(config: Config) -> list[dict[str, Any]]:
     built, prepared = {}, {}
     for side in SIDES:
         began = time.perf_counter()
-        built[side] = assemble(load(config, {**common, **{f"model.{m}.features": side for m in modalities}}))
+        own = {f"model.{m}.features": side for m in modalities} | ({f"model.{m}.pool": 1 for m in modalities} if side == "no" else {})
+        built[side] = assemble(load(config, {**common, **own}))
         prepared[side] = time.perf_counter() - began
     records = []
     for own in zip(*(built[side].programs for side in SIDES), strict=True):
-        pair = dict(zip(SIDES, map(ready, own), strict=True))
-        rounds = [{side: pair[side].run() for side in SIDES} for _ in range(ROUNDS + 2)][2:]  # the first two warm up
-        ratios = [speed["disk"] / speed["step"] for speed in rounds]
+        pair = {side: ready(program, steps) for (side, steps), program in zip(SIDES.items(), own, strict=True)}
+        rounds = [{side: pair[side].run() for side in SIDES} for _ in range(ROUNDS + 1)][1:]  # the first warms up
+        ratios, whole = ([speed["disk"] / speed[side] for speed in rounds] for side in ("step", "no"))
         records.append(
             {
                 "name": f"features/{own[0].name}",
                 "ratio": statistics.median(ratios),
                 "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
+                "ratio_without_features": statistics.median(whole),
                 "steps_per_second": {side: statistics.median(speed[side] for speed in rounds) for side in SIDES},
                 "compile_seconds": {side: pair[side].compile_seconds for side in SIDES},
                 "prepare_seconds": prepared,

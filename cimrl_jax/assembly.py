@@ -42,6 +42,8 @@ class Assembly:
     model: Model
     programs: tuple[loop.Program, ...]
     """In the order of the methods, the ceiling last."""
+    weights: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """By modality a hash of the checkpoint's weights that its encoder or its features are made of."""
 
 
 def assemble(config: Config, progress: Progress | None = None) -> Assembly:
@@ -52,18 +54,21 @@ def assemble(config: Config, progress: Progress | None = None) -> Assembly:
     """
     progress = progress or Progress(quiet=True)
     dataset = _dataset(config)
+    own = config.model
+    model_of.check(dataset.features, own.modalities, own.dtype, own.dim, own.heads, own.query)  # before features are computed
     view_options = make_options(views.ViewOptions, config.data.views, "data.views")
     tables = {m: synonyms.synonym_table(dataset.synonyms, f.vocabulary) for m, f in dataset.features.items() if f.kind == "text" and dataset.synonyms}
     perturbed = functools.partial(views.make_perturb, options=view_options, synonyms=tables)
-    dataset, computed = _stored(config, dataset, perturbed, progress)
-    sizes = {field.name: getattr(config.model, field.name) for field in dataclasses.fields(config.model)}
+    dataset, stored = _stored(config, dataset, perturbed, progress)
+    computed = {m: found.compute for m, found in stored.items()}
+    sizes = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
     model = build_model(features=dataset.features, num_classes=len(dataset.class_names), views=perturbed, **sizes)
     for note in model.notes:
         progress.say(note)
     found = [own for name in config.methods for own in programs(config, dataset, model, name, computed=computed)]
     if config.evaluate.ceiling and BASELINE in config.methods and RANDOMISED in dataset.splits:
         found += programs(config, dataset, model, BASELINE, label=CEILING, split=RANDOMISED, computed=computed)
-    return Assembly(dataset, model, tuple(found))
+    return Assembly(dataset, model, tuple(found), {**model.weights, **{m: own.digest for m, own in stored.items()}})
 
 
 def _dataset(config: Config) -> Dataset:
@@ -77,9 +82,9 @@ def _dataset(config: Config) -> Dataset:
     return module.build(make_options(module.Options, config.data.options, "data"), **given, **({"expected": expected} if expected else {}))
 
 
-def _stored(config: Config, dataset: Dataset, perturbed: Callable[..., Any], progress: Progress) -> tuple[Dataset, dict[str, Compute]]:
-    """(the data set with features in the place of what frozen encoders read, where they are kept on disk; how each modality's are computed)."""
-    computed = {}
+def _stored(config: Config, dataset: Dataset, perturbed: Callable[..., Any], progress: Progress) -> tuple[Dataset, dict[str, model_of.Frozen]]:
+    """(the data set with features in the place of what frozen encoders read, where they are kept on disk; each such modality's encoder)."""
+    stored = {}
     for name, feature in dataset.features.items():
         found = model_of.frozen(name, feature, config.model.modalities.get(name, {}), dtype=config.model.dtype, views=perturbed)
         if found is not None:
@@ -95,15 +100,15 @@ def _stored(config: Config, dataset: Dataset, perturbed: Callable[..., Any], pro
                 found.compute,
                 feature=found.feature,
                 weights=found.digest,
-                settings={"dtype": config.model.dtype, "views": config.data.views if found.feature.views > 1 else None},
+                settings={"dtype": config.model.dtype, "views": (config.data.views, dataset.synonyms) if found.feature.views > 1 else None},
                 cache=pathlib.Path(config.data.cache) if config.data.cache else None,
                 held=HELD[config.data.resident],
                 progress=show,
                 say=progress.say,
             )
-            computed[name] = found.compute
+            stored[name] = found
             progress.say(found.note)
-    return dataset, computed
+    return dataset, stored
 
 
 def programs(

@@ -269,7 +269,7 @@ def _resolve(tree: dict[str, Any]) -> Config:
         if name not in field_types(Config):
             raise unknown_key(name, value, "", field_types(Config), everywhere)
     seeds = tree.get("seeds")
-    if isinstance(seeds, int) and not isinstance(seeds, bool) or isinstance(seeds, str) and seeds.strip().isdigit():
+    if isinstance(seeds, int) and not isinstance(seeds, bool) or isinstance(seeds, str) and seeds.strip().isdecimal():
         tree["seeds"] = list(range(int(seeds)))
     tree["data"] = _resolve_data(tree["data"], everywhere)
     tree["model"] = _resolve_model(tree["model"], everywhere)

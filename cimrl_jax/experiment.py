@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import pathlib
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cimrl_jax.assembly import RANDOMISED, assemble
+from cimrl_jax.assembly import RANDOMISED, Assembly, assemble
 from cimrl_jax.config import Config, numbers, to_dict, to_yaml
 from cimrl_jax.config import load as load_config
 from cimrl_jax.errors import UserError
@@ -27,6 +28,8 @@ from cimrl_jax.selection import Finished, Look, choose, needs
 from cimrl_jax.train import loop
 
 PARTS = ("train", "evaluate", "report")
+WEIGHTS = "weights.json"
+"""In a workdir: `Assembly.weights` of what was trained there."""
 HEADLINE = ("test_balanced", "worst_group_accuracy")
 """What the gap between ERM and the ceiling is measured in."""
 BRIEF = ("accuracy", "worst_group_accuracy", "worst_class_accuracy")
@@ -81,6 +84,9 @@ def _work(config: Config, workdir: pathlib.Path, parts: tuple[str, ...], quiet: 
         _use_compile_cache()
     with Progress(quiet) as progress:
         built = assemble(config, progress)
+        check_weights(workdir, built)
+        if built.weights:
+            write_whole(workdir / WEIGHTS, json.dumps(built.weights) + "\n")
         look = Look(config, built)
         if "train" in parts:
             for own in built.programs:
@@ -97,6 +103,20 @@ def _work(config: Config, workdir: pathlib.Path, parts: tuple[str, ...], quiet: 
                 shown += cards
             _results(config, runs, tried).save(workdir / "results.json")
             gallery.save(workdir / "gallery.json", shown)
+
+
+def check_weights(workdir: pathlib.Path, built: Assembly) -> None:
+    """Refuses to go on with what was trained in a workdir on other weights: the path or id of a checkpoint does not tell what it holds.
+
+    Raises:
+      UserError: a checkpoint's files have changed since.
+    """
+    path = workdir / WEIGHTS
+    known = json.loads(path.read_text()) if path.is_file() and any((workdir / "checkpoints").glob("*")) else {}
+    other = [m for m, weights in built.weights.items() if known.get(m, weights) != weights]
+    if other:
+        mend = f"put the old ones back, choose another --workdir, or delete {workdir / 'checkpoints'} to train anew"
+        raise UserError(f"workdir {workdir} was trained on other weights than those in model.{other[0]}.pretrained now; {mend}")
 
 
 def _title(own: loop.Program) -> str:

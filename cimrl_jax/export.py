@@ -11,7 +11,7 @@ import numpy as np
 from cimrl_jax.assembly import assemble
 from cimrl_jax.config import load
 from cimrl_jax.errors import UserError, nearest
-from cimrl_jax.experiment import finished
+from cimrl_jax.experiment import check_weights, finished
 from cimrl_jax.selection import Look, choose
 
 
@@ -39,6 +39,7 @@ def run(workdir: str | os.PathLike[str], to: str | os.PathLike[str], *, method: 
     if seed not in config.seeds:
         raise UserError(f"--seed: {folder} has no seed {seed}; choose one of {', '.join(map(str, config.seeds))}")
     built = assemble(load(config, {"methods": (method,), "evaluate.ceiling": False, "workdir": str(folder)}))
+    check_weights(folder, built)
     look = Look(config, built)
     best, _ = choose([finished(own, look, folder) for own in built.programs], look)
     rule = look.rule(built.programs[0].method)

@@ -122,7 +122,7 @@ def _export(arguments: Sequence[str]) -> int:
         if key not in values:
             raise UserError(f"--{key}: missing; expected {expected[key]}; see --help {EXPORT}")
     seed = values.get("seed")
-    if seed is not None and not seed.isdigit():
+    if seed is not None and not seed.isdecimal():
         raise UserError(f"--seed: got {seed!r}, expected an integer, at least 0")
     from cimrl_jax import export  # imports JAX
 

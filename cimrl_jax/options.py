@@ -216,6 +216,8 @@ def _convert_literal(value: Any, choices: tuple[Any, ...], wrong: OptionError) -
 def _convert_sequence(value: Any, kind: type, arguments: tuple[Any, ...], wrong: UserError, key: str) -> Any:
     if isinstance(value, str):
         value = [part.strip() for part in value.strip().strip("[]()").split(",") if part.strip()]
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = [value]  # as the text "0" is a list of one
     if not isinstance(value, list | tuple):
         raise wrong
     if kind is tuple and arguments and Ellipsis not in arguments:

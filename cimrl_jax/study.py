@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import time
@@ -219,6 +220,10 @@ def _check_name(name: str, names: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: runs: {inside[0]!r} would lie in the folder of {name!r}; rename one of them")
 
 
+def _is_one(name: Any, names: Mapping[str, Any]) -> bool:
+    return isinstance(name, str) and name in names
+
+
 def _pools(sections: Mapping[str, dict[str, Any]], where: str) -> dict[str, list[str]]:
     runs, pools = sections["runs"], sections["pool"]
     taken: set[str] = set()
@@ -228,7 +233,7 @@ def _pools(sections: Mapping[str, dict[str, Any]], where: str) -> dict[str, list
         if name in runs:
             raise UserError(f"{where}: pool.{name}: there is a run of that name too; rename one of them")
         for fold in folds:
-            if fold not in runs:
+            if not _is_one(fold, runs):
                 raise UserError(f"{where}: pool.{name}: there is no run {fold!r}; {nearest(str(fold), runs)}")
             if fold in taken:
                 raise UserError(f"{where}: pool.{name}: the run {fold!r} is pooled twice; expected each once")
@@ -240,7 +245,7 @@ def _table(names: Any, columns: Mapping[str, Any], where: str) -> list[str]:
     if not isinstance(names, list) or len(set(map(str, names))) < len(names):
         raise UserError(f"{where}: table: got {names!r}, expected a list of runs and pools, each once")
     for name in names:
-        if name not in columns:
+        if not _is_one(name, columns):
             raise UserError(f"{where}: table: there is no run or pool {name!r}; {nearest(str(name), columns)}")
     return names
 
@@ -249,10 +254,12 @@ def _plots(plots: Mapping[str, Any], columns: Mapping[str, Any], where: str) -> 
     for title, points in plots.items():
         for value, name in _section(points, f"{where}: plots.{title}", "a section {number: run}").items():
             try:
-                float(value)
+                number = float(value)
             except ValueError:
-                raise UserError(f"{where}: plots.{title}: got {value!r}, expected a number, the value at which the run was made") from None
-            if name not in columns:
+                number = math.nan
+            if not math.isfinite(number):
+                raise UserError(f"{where}: plots.{title}: got {value!r}, expected a number, the value at which the run was made")
+            if not _is_one(name, columns):
                 raise UserError(f"{where}: plots.{title}.{value}: there is no run or pool {name!r}; {nearest(str(name), columns)}")
     return dict(plots)
 

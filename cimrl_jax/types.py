@@ -199,6 +199,8 @@ class Model(NamedTuple):
     """The modalities that `prepare` changes."""
     notes: tuple[str, ...] = ()
     """What was read from which checkpoint, and what of it was not: a line each."""
+    weights: Mapping[str, str] = {}
+    """By modality a hash of what was read from its checkpoint."""
     export: Callable[..., list[Any]] | None = None
     """(one member's params, folder) -> the folders written: one for each encoder of a published architecture. None: it has none that could move."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -50,7 +52,8 @@ def test_transformers_loads_it(exported):
 
 
 def test_a_run_on_its_kept_features_trains_evaluates_and_shows_the_pictures(exported, tmp_path):
-    section = {"pretrained": str(exported[1] / "image"), "freeze": "all", "features": "disk"}
+    image = shutil.copytree(exported[1] / "image", tmp_path / "image")
+    section = {"pretrained": str(image), "freeze": "all", "features": "disk"}
     config = {**CONFIG, "workdir": str(tmp_path / "run"), "train": TRAIN, "model": {**CONFIG["model"], "image": section}}
     config["data"] = {"name": "digits", "cache": str(tmp_path / "cache")}
     found = experiment.run(config, quiet=True)
@@ -61,6 +64,11 @@ def test_a_run_on_its_kept_features_trains_evaluates_and_shows_the_pictures(expo
     assert "features of image" in page and "data:image/png" in page
     with pytest.raises(UserError, match="no encoder of a published architecture"):
         export.run(tmp_path / "run", tmp_path / "out")
+    said = (image / "config.json").read_text()
+    (image / "config.json").write_text(said.replace('"num_attention_heads": 2', '"num_attention_heads": 4'))
+    with pytest.raises(UserError, match=r"was trained on other weights than those in model\.image\.pretrained now"):
+        experiment.run(config, parts=("evaluate",), quiet=True)
+    assert len({path.parent for path in (tmp_path / "cache").glob("*/*.npy")}) == 2
 
 
 @pytest.mark.parametrize(
@@ -78,6 +86,15 @@ def test_bad_words_give_one_line(exported, capsys, words, says):
     assert main(["export", *(word.format(run=exported[0]) for word in words)]) == 2
     line = capsys.readouterr().err
     assert says in line and line.count("\n") == 1
+
+
+def test_what_is_wrong_with_the_model_is_told_before_features_are_computed(exported, tmp_path):
+    section = {"pretrained": str(exported[1] / "image"), "freeze": "all", "features": "disk"}
+    config = {**CONFIG, "workdir": str(tmp_path / "run"), "train": TRAIN, "model": {**CONFIG["model"], "image": section, "query": "nope"}}
+    config["data"] = {"name": "digits", "cache": str(tmp_path / "cache")}
+    with pytest.raises(UserError, match="query='nope' names no modality"):
+        experiment.run(config, quiet=True)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_an_encoder_that_reads_the_export_starts_there(exported):

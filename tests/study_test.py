@@ -172,6 +172,10 @@ def test_what_is_left_is_estimated_from_what_was_done(tmp_path, monkeypatch, cap
         ({"plots": {"size": "plain"}}, "plots.size: expected a section {number: run}, got 'plain'"),
         ({"table": ["plian"]}, "table: there is no run or pool 'plian'"),
         ({"table": "plain"}, "table: got 'plain', expected a list"),
+        ({"table": [["plain"]]}, "table: there is no run or pool ['plain']"),
+        ({"pool": {"p": [["plain"]]}}, "pool.p: there is no run ['plain']"),
+        ({"plots": {"size": {"1": ["plain"]}}}, "plots.size.1: there is no run or pool ['plain']"),
+        ({"plots": {"size": {"nan": "plain"}}}, "plots.size: got 'nan', expected a number"),
         (["a"], "expected a dict with the key runs, got ['a']"),
     ],
 )  # fmt: skip

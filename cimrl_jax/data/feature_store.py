@@ -131,7 +131,7 @@ def build(
       dataset: raw in this modality.
       compute: see `Compute`; it gets `batch_size` rows a call.
       feature: what becomes of `dataset.features[modality]`: kind "slots", shape (views * count, width), dtype "float32" or "float16", views.
-      weights: a hash of the encoder's numbers.
+      weights: a hash of the encoder's numbers and architecture.
       settings: whatever else the features depend on (how views are made, the type that is computed in); JSON.
       cache: the folder of all features; `default_cache()` if None.
       held: see `Stored.held`; 0 always reads from disk.

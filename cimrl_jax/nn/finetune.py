@@ -6,7 +6,8 @@ What stays is in no member's parameters, gradients, optimiser state or checkpoin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,13 +38,11 @@ class Start(NamedTuple):
 
 
 def start(encoder: Pretrained, feature: Feature) -> Start:
-    """The checkpoint's values; both trees are empty without one.
+    """The values of an encoder's checkpoint.
 
     Raises:
       UserError: a checkpoint that is missing, damaged or of another shape.
     """
-    if not encoder.tuning.pretrained:
-        return Start({}, {})
     shapes = {path: leaf.shape for path, leaf in _leaves(encoder, feature).items() if path[0] == "backbone"}
     checkpoint, tensors = pretrained.open_checkpoint(encoder.tuning.pretrained), encoder.tensors()
     found = pretrained.read(checkpoint, tensors, {path[1:]: shape for path, shape in shapes.items()})
@@ -122,9 +121,9 @@ def _pool(encoder: Pretrained, tokens: Slots) -> Slots:
     return Slots(values=jnp.concatenate([tokens.values[..., :lead, :], mean], -2), mask=mask)
 
 
-def digest(values: Params) -> str:
-    """A hash of every number and name."""
-    known = hashlib.sha256()
+def digest(values: Params, architecture: Mapping[str, Any]) -> str:
+    """A hash of every number and name, and of what config.json says beside them (heads, activation, eps: no number tells of them)."""
+    known = hashlib.sha256(json.dumps(architecture, sort_keys=True).encode())
     for path, leaf in sorted(flatten_dict(values).items()):
         known.update(f"{path} {leaf.dtype} {leaf.shape}".encode())
         known.update(np.ascontiguousarray(leaf).tobytes())

@@ -22,6 +22,7 @@ from cimrl_jax.nn.causal import Causal
 from cimrl_jax.nn.encoders.base import Encoder, Pretrained, pooled
 from cimrl_jax.nn.fusion import Fusion
 from cimrl_jax.nn.transformer import Sizes
+from cimrl_jax.nn.tuning import Tuning
 from cimrl_jax.options import OptionError, component, known, make_options
 from cimrl_jax.types import Expected, Feature, Head, Kind, Model, Outputs, Params, Slots
 
@@ -90,6 +91,8 @@ def build_encoder(name: str, feature: Feature, section: Mapping[str, Any], sizes
     """
     module, options = _chosen(name, section, feature.kind if feature.raw is None else feature.raw.kind)
     shared = {field.name: getattr(sizes, field.name) for field in dataclasses.fields(sizes)}
+    if isinstance(options, Tuning) and options.freeze == "all" and not options.lora_rank:
+        shared["dropout"] = 0.0  # what nothing of moves is one function, whether it is run in the step or its output is kept
     try:
         found = module.build(options, feature=feature.raw or feature, **shared)
         return found if feature.raw is None else Cached(feature, found, sizes)
@@ -147,7 +150,7 @@ class Frozen(NamedTuple):
     """(raw inputs `[b, ...]`, present `[b]`) -> `[b, *feature.shape]` float32: the tokens of every view, the example as it is first; zero where
     masked."""
     digest: str
-    """A hash of its weights."""
+    """A hash of its weights and its architecture."""
     note: str
     """What was read from which checkpoint."""
 
@@ -185,7 +188,7 @@ def frozen(
         marks = np.array([zlib.crc32(np.ascontiguousarray(own).tobytes()) for own in inputs], np.uint32)  # a view is a function of what is seen
         return np.asarray(run(held, inputs, present, marks))
 
-    return Frozen(declared, compute, finetune.digest(start.stays), _note(name, encoder, start))
+    return Frozen(declared, compute, finetune.digest(start.stays, encoder.architecture()), _note(name, encoder, start))
 
 
 def _note(name: str, encoder: Pretrained, start: finetune.Start) -> str:
@@ -204,7 +207,12 @@ def choose_query(features: Mapping[str, Feature], query: str) -> str:
     return query or (texts or sorted(features))[0]
 
 
-def _check(features: Mapping[str, Feature], modalities: Mapping[str, Any], dtype: str, dim: int, heads: int) -> None:
+def check(features: Mapping[str, Feature], modalities: Mapping[str, Any], dtype: str, dim: int, heads: int, query: str) -> None:
+    """What can be told of a model's sizes and names before anything is computed.
+
+    Raises:
+      UserError: as `build_model`.
+    """
     for name in features:
         if name in RESERVED:
             raise UserError(f"a modality cannot be called {name!r}, which names one of the model's codes; rename it in the data set")
@@ -217,6 +225,7 @@ def _check(features: Mapping[str, Feature], modalities: Mapping[str, Any], dtype
         raise UserError(f"dtype={dtype!r} is unknown; {nearest(dtype, DTYPES)}")
     if heads < 1 or dim % heads:
         raise UserError(f"heads={heads} does not divide dim={dim}; choose one of {[h for h in range(1, dim + 1) if dim % h == 0]}")
+    choose_query(features, query)
 
 
 def build_model(
@@ -243,7 +252,7 @@ def build_model(
     Raises:
       UserError: an unknown encoder, option, dtype or query; sizes that do not fit; an encoder that cannot read its modality, or a bad checkpoint.
     """
-    _check(features, modalities, dtype, dim, heads)
+    check(features, modalities, dtype, dim, heads, query)
     names = tuple(sorted(features))
     sizes = Sizes(dim, heads, mlp_ratio, dropout, DTYPES[dtype])
     encoders = {m: build_encoder(m, features[m], modalities.get(m, {}), sizes) for m in names}
@@ -261,8 +270,9 @@ def build_model(
         # A word that means nothing should not be the zero vector, which is padding's; a pixel's zero is the mean colour.
         blank=Blank(tuple((m, layout[m].width, 0.02 if (features[m].raw or features[m]).kind == "text" else 0.0) for m in names)),
     )
-    starts = {m: finetune.start(encoder, features[m]) for m, encoder in published.items()}
-    notes = tuple(_note(m, published[m], start) for m, start in starts.items() if published[m].tuning.pretrained)
+    starts = {m: finetune.start(encoder, features[m]) for m, encoder in published.items() if encoder.tuning.pretrained}
+    notes = tuple(_note(m, published[m], start) for m, start in starts.items())
+    weights = {m: finetune.digest(finetune.merge(start.stays, start.moves), published[m].architecture()) for m, start in starts.items()}
     held = {
         "stays": {f"encoders_{m}": start.stays for m, start in starts.items() if m not in fed and start.stays},
         "begins": {f"encoders_{m}": start.moves for m, start in starts.items() if start.moves},
@@ -328,6 +338,7 @@ def build_model(
             prepare=prepare if fed else None,
             fed=tuple(fed),
             notes=notes,
+            weights=weights,
             export=export if own else None,
         )
 

@@ -17,6 +17,7 @@ from cimrl_jax.errors import UserError
 from cimrl_jax.files import write_whole
 from cimrl_jax.nn import tensor_files
 from cimrl_jax.nn.model_folder import CONFIG, PREPROCESSOR, WEIGHTS, Checkpoint, model_type, open_checkpoint
+from cimrl_jax.nn.tuning import stacked
 
 if TYPE_CHECKING:
     from cimrl_jax.nn.encoders.base import Pretrained
@@ -67,10 +68,10 @@ def read(checkpoint: Checkpoint, tensors: Sequence[Tensor], shapes: Mapping[Path
     wrong = []
     for tensor in tensors:
         whole = shapes[tensor.path]
-        if _stacked(tensor) and whole[0] != len(tensor.names) or not _stacked(tensor) and len(tensor.names) != 1:
+        if stacked(tensor.path) and whole[0] != len(tensor.names) or not stacked(tensor.path) and len(tensor.names) != 1:
             raise ValueError(f"parameter {tensor.path} of shape {whole} cannot be made of {len(tensor.names)} tensors")
         for name in (name for sources in names[tensor] for name in sources):
-            own, wanted = checkpoint.entries[name].shape, whole[1:] if _stacked(tensor) else whole
+            own, wanted = checkpoint.entries[name].shape, whole[1:] if stacked(tensor.path) else whole
             if _shape(tensor.form, own) != wanted:
                 wrong.append(f"{name} is {list(own)}, expected {_expected(tensor.form, own, wanted)}")
     if wrong:
@@ -81,7 +82,7 @@ def read(checkpoint: Checkpoint, tensors: Sequence[Tensor], shapes: Mapping[Path
         for sources, part in zip(names[tensor], parts, strict=True):
             if not np.isfinite(part).all():
                 raise UserError(f"{checkpoint.folder}: tensor {sources[0]!r} holds numbers that are not finite; fetch it again")
-        found[tensor.path] = np.stack(parts) if _stacked(tensor) else parts[0]
+        found[tensor.path] = np.stack(parts) if stacked(tensor.path) else parts[0]
     return found
 
 
@@ -114,7 +115,7 @@ def export(folder: str | pathlib.Path, params: Mapping[str, Any], encoder: Pretr
     found: dict[str, np.ndarray] = {}
     for tensor in encoder.tensors():
         leaf = np.asarray(leaves.pop(tensor.path), np.float32)
-        for name, part in zip(tensor.names, leaf if _stacked(tensor) else [leaf], strict=True):
+        for name, part in zip(tensor.names, leaf if stacked(tensor.path) else [leaf], strict=True):
             found |= _outward(tensor, name, part, encoder)
     if leaves:
         raise ValueError(f"an encoder's `tensors` lack its parameters {sorted(leaves)}")
@@ -139,10 +140,6 @@ def _prefix(checkpoint: Checkpoint, tensors: Sequence[Tensor]) -> str:
         parts = name.split(".")
         found.update(name.removesuffix(rest) for rest in (".".join(parts[i:]) for i in range(len(parts))) if rest in wanted)
     return max(found, key=lambda prefix: (found[prefix], -len(prefix)))
-
-
-def _stacked(tensor: Tensor) -> bool:
-    return tensor.path[0].startswith("segment_")
 
 
 def _sources(tensor: Tensor, name: str) -> tuple[str, ...]:

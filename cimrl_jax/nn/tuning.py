@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 import numpy as np
@@ -55,6 +56,8 @@ class Tuning:
             raise UserError(f"pool={self.pool} is of features; set features=step or disk, or pool=1")
         if self.views > 1 and self.features != "disk":
             raise UserError(f"views={self.views} are kept on disk; set features=disk, or views=1")
+        if self.lora_rank and not self.lora_targets:
+            raise UserError(f"lora_rank={self.lora_rank} adds nothing where lora_targets names no map; name one, or set lora_rank=0")
         unknown = sorted(set(self.lora_targets) - {"query", "key", "value", "out", "widen", "narrow"})
         if unknown:
             raise UserError(f"lora_targets has {unknown[0]!r}; choose from query, key, value, out, widen, narrow")
@@ -71,6 +74,11 @@ def segments(tuning: Tuning, depth: int) -> tuple[range, ...]:
         raise UserError(f"freeze names block {max(frozen)}, but there are {depth}; choose from 0 to {depth - 1}")
     runs = [list(run) for _, run in itertools.groupby(range(depth), key=lambda block: block in frozen)]
     return tuple(range(run[0], run[-1] + 1) for run in runs)
+
+
+def stacked(path: Iterable[str]) -> bool:
+    """Whether the parameter at `path` has a leading axis of blocks."""
+    return any(name.startswith("segment_") for name in path)
 
 
 def moves(tuning: Tuning, path: tuple[str, ...], runs: tuple[range, ...]) -> bool:

@@ -259,7 +259,7 @@ def _compile(program: Program, stage: int, states: Any, feed: Feed) -> Callable[
     def chunk(states: Any, data: Any, count: Any, held: Any) -> Any:
         model = bound(program.model, held)
         step = fused.make_step(model, program.method.stages[stage], program.stage_optimizer(stage), augment=program.augment)
-        prepare = fused.make_prepare(model, *feed.leaders, augment=program.augment)
+        prepare = fused.make_prepare(model, *feed.leaders, augment=program.augment, together=program.together)
         fetch = fused.resident if feed.resident else fused.streamed
         return fused.make_chunk(step, fetch, together=program.together, prepare=prepare)(states, data, count)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float
 
+from cimrl_jax.nn.tuning import stacked
 from cimrl_jax.types import Hyper, Params
 
 MakeOptimizer = Callable[[Hyper], optax.GradientTransformation]
@@ -29,7 +30,8 @@ def make_optimizer(
     """`hyper -> transformation`, reading the numbers of the names `learning_rate` and `weight_decay`.
 
     Warm-up is linear over the share `warmup` of `steps`; "cosine" and "linear" then fall to 0 at the last step. AdamW's weight decay is decoupled and
-    spares vectors (biases, norms); SGD's is added to the gradient of everything, before the momentum, as in PyTorch.
+    spares vectors (biases, norms), also those that lie stacked by block; SGD's is added to the gradient of everything, before the momentum, as in
+    PyTorch.
     The model's and the method's own parameters are clipped apart: the size of one's gradient must not slow the other.
     """
     rise = max(round(warmup * steps), 1)
@@ -49,10 +51,14 @@ def make_optimizer(
         step = optax.scale_by_learning_rate(lambda count: hyper[learning_rate] * rate(count))
         if kind == "sgd":
             return optax.chain(optax.stateless(clip), optax.add_decayed_weights(hyper[weight_decay]), optax.trace(momentum), step)
-        decay = optax.add_decayed_weights(hyper[weight_decay], mask=lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree))
+        decay = optax.add_decayed_weights(hyper[weight_decay], mask=lambda tree: jax.tree_util.tree_map_with_path(_decays, tree))
         return optax.chain(optax.stateless(clip), optax.scale_by_adam(), decay, step)
 
     return make
+
+
+def _decays(path: tuple[Any, ...], x: Array) -> bool:
+    return x.ndim - stacked([str(getattr(step, "key", "")) for step in path]) > 1
 
 
 def _clip(tree: Params, size: float) -> Params:

@@ -74,7 +74,7 @@ def make_step(model: Model, stage: Stage, optimizer: MakeOptimizer, *, augment: 
         updates, opt_state = optimizer(state.hyper).update(gradient, state.opt_state, state.params)
         updates = jax.tree.map(lambda x, own: x if own else jnp.zeros_like(x), updates, moves)  # weight decay would move them
         if model.rates is not None:
-            updates = updates | {"model": jax.tree.map(jnp.multiply, updates["model"], model.rates)}
+            updates = _paced(updates, model.rates)
         params = optax.apply_updates(state.params, updates)
         metrics = metrics | {"gradient_norm": optax.tree.norm(gradient)}
         return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, method=method), metrics
@@ -82,15 +82,27 @@ def make_step(model: Model, stage: Stage, optimizer: MakeOptimizer, *, augment: 
     return step
 
 
+def _paced(updates: Params, rates: Params) -> Params:
+    """The model's parameters, and likewise those of a method's second network, each at its share of the learning rate."""
+
+    def network(tree: Any) -> bool:
+        return jax.tree.structure(tree) == jax.tree.structure(rates)
+
+    return jax.tree.map(lambda own: jax.tree.map(jnp.multiply, own, rates) if network(own) else own, updates, is_leaf=network)
+
+
 def _address(key: Key[Array, ""], step: Int[Array, ""]) -> Key[Array, ""]:
     """The key of a member's step: an address, not a history (see TrainState.key)."""
     return jax.random.fold_in(jax.random.fold_in(key, 2), step)
 
 
-def make_prepare(model: Model, leaders: Sequence[int], followed: Sequence[int], *, augment: bool) -> Callable[[TrainState, Batch], Batch] | None:
+def make_prepare(
+    model: Model, leaders: Sequence[int], followed: Sequence[int], *, augment: bool, together: int = 0
+) -> Callable[[TrainState, Batch], Batch] | None:
     """`(states [s], batch [s, b, ...]) -> batch` in which frozen encoders' features stand in the place of what they read; None: nothing to do.
 
-    Members that see the same examples share them: only the `leaders` are computed, member i takes those of `leaders[followed[i]]`.
+    Members that see the same examples share them: only the `leaders` are computed, member i takes those of `leaders[followed[i]]`. `together`: as of
+    `make_chunk`.
     """
     if model.prepare is None:
         return None
@@ -102,7 +114,7 @@ def make_prepare(model: Model, leaders: Sequence[int], followed: Sequence[int], 
             return {m: made[m] for m in model.fed}
 
         few = jax.tree.map(lambda x: x[first], (states.key, states.step, batch.inputs, batch.present))
-        made = jax.vmap(one)(*few)
+        made = jax.lax.map(lambda own: one(*own), few, batch_size=together) if together else jax.vmap(one)(*few)
         return dataclasses.replace(batch, inputs={**batch.inputs, **jax.tree.map(lambda x: x[mine], made)})
 
     return prepare

@@ -210,7 +210,7 @@ def test_members_that_see_the_same_examples_share_the_features_and_train_as_each
     assert tiny.feed(together).leaders == ([0, 1], [0, 1, 0])
     _, after = trained(together)
     for i, seed in list(enumerate(SEEDS))[1:]:
-        _, alone = trained(dataclasses.replace(base, seeds=(seed,), hyper=hyper[i : i + 1], settings=({},)))
+        _, alone = trained(dataclasses.replace(base, seeds=(seed,), hyper=hyper[i : i + 1], settings=({},), together=1))
         jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a[i], b[0], atol=2e-5), after, alone)
     counted = []
 
@@ -243,4 +243,8 @@ def test_trees_are_parted_and_put_together_again():
     other = {"a": {"y": 2}}
     rest = finetune.without(tree, other)
     assert rest == {"a": {"x": 1}, "b": 3} and finetune.merge(rest, other) == tree
-    assert finetune.digest({"a": np.zeros(2, np.float32)}) != finetune.digest({"b": np.zeros(2, np.float32)})
+
+
+def test_features_are_told_apart_by_the_weights_and_by_what_no_weight_tells_of():
+    known = {finetune.digest({name: np.zeros(2, np.float32)}, {"heads": heads}) for name in "ab" for heads in (1, 2)}
+    assert len(known) == 4

@@ -62,6 +62,7 @@ def test_the_rate_falls_by_the_decay_with_every_block_downwards():
         ({"pretrained": "x", "freeze": (0,), "features": "step"}, "freeze=all"),
         ({"pretrained": "x", "freeze": "all", "views": 2}, "features=disk"),
         ({"lora_targets": ("query", "keys")}, "'keys'"),
+        ({"lora_rank": 2, "lora_targets": ()}, "lora_rank=2 adds nothing"),
     ],
 )
 def test_options_that_contradict_one_another_are_refused_in_a_line_that_says_how_to_mend_them(options, says):

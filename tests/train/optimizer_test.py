@@ -55,6 +55,15 @@ def test_it_is_adamw_where_nothing_is_clipped():
     tiny.assert_close(run(ours), run(theirs), rtol=1e-5, atol=1e-6)
 
 
+def test_vectors_that_a_segment_has_in_one_array_do_not_decay_either():
+    block = {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3))}
+    params: Any = {"model": {"backbone": {"segment_0": {"query": block}}, "other": jnp.ones((2, 3))}}
+    tx = make("constant", warmup=0.0)(numbers(0.1, 0.3))
+    updates: Any = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)[0]
+    moved = updates["model"]["backbone"]["segment_0"]["query"]
+    assert not moved["bias"].any() and (moved["kernel"] < 0).all() and (updates["model"]["other"] < 0).all()
+
+
 def test_sgd_is_what_pytorch_calls_sgd():
     rng = np.random.default_rng(0)
     weight, gradients = rng.normal(size=(2, 3)), rng.normal(size=(6, 2, 3))

@@ -57,6 +57,21 @@ def test_members_one_after_the_other_equal_members_at_once(case, together):
     tiny.assert_close(others, averages, rtol=1e-5, atol=1e-6)
 
 
+def test_a_second_network_is_paced_as_the_model_is():
+    source = tiny.source()
+    program = tiny.program(tiny.method("lff"), source)
+    state = jax.tree.map(lambda x: x[0], tiny.members(program))
+    shares = jax.tree.map(lambda x: np.float32(0.5), state.params["model"])
+    changes = []
+    for model in (program.model, program.model._replace(rates=shares)):
+        step = fused.make_step(model, program.method.stages[0], program.stage_optimizer(0), augment=False)
+        after, _ = step(state, tiny.batch(source))
+        changes.append(jax.tree.map(jnp.subtract, after.params, state.params))
+    whole, half = changes
+    assert any(x.any() for x in tiny.arrays(whole["method"]["biased"]))
+    tiny.assert_close(half, jax.tree.map(lambda x: x / 2, whole), rtol=1e-3, atol=1e-7)
+
+
 def test_every_step_and_member_has_random_numbers_of_its_own(case):
     program, _, _, states = case
     seen = []

@@ -89,9 +89,10 @@ def pooled(encoder: Pretrained) -> TokenSpec:
     spec, pool = encoder.token_spec(), encoder.tuning.pool
     if pool == 1:
         return spec
-    if spec.grid is None or any(side % pool for side in spec.grid):
-        what = f"the {spec.grid[0]} x {spec.grid[1]} places" if spec.grid else "tokens that lie on no plane"
-        raise UserError(f"pool={pool} does not divide {what} of its tokens; choose a divisor, or 1")
+    if spec.grid is None:
+        raise UserError(f"pool={pool} is for features of pictures, these tokens lie on no plane; set pool=1")
+    if any(side % pool for side in spec.grid):
+        raise UserError(f"pool={pool} does not divide the {spec.grid[0]} x {spec.grid[1]} places of its tokens; choose a divisor, or 1")
     rows, columns = (side // pool for side in spec.grid)
     return spec._replace(count=spec.lead + rows * columns, grid=(rows, columns))
 
