@@ -3,8 +3,8 @@
 Weights:   python launch/fetch_weights.py dinov2-small weights/dinov2-small && python launch/fetch_weights.py minilm weights/minilm
 Command:   python -m cimrl_jax.main --config configs/covid_cxr.py --data.path /where/metadata/and/images/lie
            all five folds by patient: python -m cimrl_jax.main study --config configs/studies/covid_cxr.py --data.path /where/they/lie
-Cost:      see the study
-Result:    see the study
+Cost:      about 10 min for all methods, 5 seeds and the ceiling on 2 CPU cores beside other work, features kept
+Result:    configs/studies/covid_cxr.py says it for all folds: nothing is told apart
 """
 
 FROZEN = {"freeze": "all", "features": "disk"}
