@@ -27,8 +27,8 @@ def dataset(folder):
     test = ArraySource(inputs, np.array([0, 1] * 3, np.int32), np.array([0, 1] * 3, np.int32), regions=regions)
     found = Dataset("toy", {"left": IMAGE, "right": TEXT}, ("x", "y"), ("g", "h"), {"test": test})
     made = {
-        "left": lambda x, present, number: np.repeat(x.reshape(len(x), 2, 4)[:, :1] / 255, 3, 1),
-        "right": lambda x, present, number: np.repeat((x != 0)[..., None], 4, -1) / 2,
+        "left": lambda x, present: np.repeat(x.reshape(len(x), 2, 4)[:, :1] / 255, 3, 1),
+        "right": lambda x, present: np.repeat((x != 0)[..., None], 4, -1) / 2,
     }
     for m, compute in made.items():
         found = feature_store.build(found, m, compute, feature=Feature("slots", (3, 4), "float32"), weights="", cache=folder)

@@ -166,7 +166,7 @@ def test_options_are_documented_and_checked(encoder):
         build_encoder("x", feature, {"encoder": encoder, layers: (-1,) if encoder == "hf_resnet" else -1}, Sizes(8, 2, 2.0, 0.0))
     owners: list[Any] = [owner for owner in options.__mro__ if dataclasses.is_dataclass(owner)]
     files = {owner.__name__: pathlib.Path(sys.modules[owner.__module__].__file__ or "").read_text("utf-8") for owner in owners}
-    source = "".join(text.split(f"class {name}", 1)[1] for name, text in files.items())
+    source = "".join(text.split(f"class {name}", 1)[1].split("\n\n\n", 1)[0] for name, text in files.items())
     for field in dataclasses.fields(options):
         line = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
         assert line.startswith('    """')
