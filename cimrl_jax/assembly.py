@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 import pathlib
 import sys
@@ -12,22 +13,23 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from cimrl_jax.config import OPTIMISED, Config, settings
-from cimrl_jax.data import feature_store, synonyms, tokenise, views
+from cimrl_jax.data import feature_store, manifest, planted, prepared, resampled, synonyms, tokenise, views
 from cimrl_jax.data import source as sources
 from cimrl_jax.data.feature_store import Compute
 from cimrl_jax.data.source import Dataset, Source
 from cimrl_jax.errors import UserError
 from cimrl_jax.nn import model as model_of
 from cimrl_jax.nn.model import build_model
-from cimrl_jax.options import component, make_options
+from cimrl_jax.options import OptionError, component, make_options
 from cimrl_jax.report.progress import Bar, Progress
 from cimrl_jax.report.results import BASELINE, CEILING
 from cimrl_jax.train import loop
 from cimrl_jax.train.mesh import make_mesh
 from cimrl_jax.train.optimizer import make_optimizer
-from cimrl_jax.types import Method, Model, Prompts, Spec
+from cimrl_jax.types import Expected, Method, Model, Prompts, Spec
 
 RANDOMISED = "train_randomised"
 HELD = {"auto": feature_store.HELD_BYTES, "yes": sys.maxsize, "no": 0}
@@ -57,9 +59,9 @@ def assemble(config: Config, progress: Progress | None = None) -> Assembly:
     own = config.model
     model_of.check(dataset.features, own.modalities, own.dtype, own.dim, own.heads, own.query)  # before features are computed
     view_options = make_options(views.ViewOptions, config.data.views, "data.views")
-    tables = {m: synonyms.synonym_table(dataset.synonyms, f.vocabulary) for m, f in dataset.features.items() if f.kind == "text" and dataset.synonyms}
+    tables = _synonyms(dataset, view_options.text.wordnet)
     perturbed = functools.partial(views.make_perturb, options=view_options, synonyms=tables)
-    dataset, stored = _stored(config, dataset, perturbed, progress)
+    dataset, stored = _stored(config, dataset, perturbed, tables, progress)
     computed = {m: found.compute for m, found in stored.items()}
     sizes = {field.name: getattr(own, field.name) for field in dataclasses.fields(own)}
     model = build_model(features=dataset.features, num_classes=len(dataset.class_names), views=perturbed, **sizes)
@@ -72,23 +74,58 @@ def assemble(config: Config, progress: Progress | None = None) -> Assembly:
 
 
 def _dataset(config: Config) -> Dataset:
-    """The data set, its raw inputs as the model's checkpoints were trained to read them."""
+    """The data set, resampled and planted as asked for."""
+    dataset = official(config)
+    seed = config.data.options.get("data_seed", 0)
+    dataset = resampled.resample(dataset, make_options(resampled.ResampleOptions, config.data.resample, "data.resample"), seed=seed)
+    return planted.plant(dataset, make_options(planted.PlantOptions, config.data.plant, "data.plant"), seed=seed)
+
+
+def official(config: Config) -> Dataset:
+    """The data set as its files say, its raw inputs as the model's checkpoints were trained to read them."""
+    wanted = expected(config)
+    if config.data.path and manifest.is_prepared(config.data.path):
+        return prepared.read(pathlib.Path(config.data.path), expected=wanted, held=HELD[config.data.resident])
     module = component("data", config.data.name)
     given: dict[str, Any] = {"path": pathlib.Path(config.data.path)} if config.data.path else {}
-    expected = model_of.expected(config.model.modalities)
-    if expected and "expected" not in inspect.signature(module.build).parameters:
-        name = next(iter(expected))
+    return module.build(make_options(module.Options, config.data.options, "data"), **given, **({"expected": wanted} if wanted else {}))
+
+
+def expected(config: Config) -> dict[str, Expected]:
+    """What the model's checkpoints were trained to read.
+
+    Raises:
+      UserError: a checkpoint that cannot be read, or for which the data set cannot be read.
+    """
+    found = model_of.expected(config.model.modalities)
+    if found and "expected" not in inspect.signature(component("data", config.data.name).build).parameters:
+        name = next(iter(found))
         raise UserError(f"model.{name}.pretrained: data set {config.data.name!r} cannot be read as a checkpoint wants it; leave pretrained out")
-    return module.build(make_options(module.Options, config.data.options, "data"), **given, **({"expected": expected} if expected else {}))
+    return found
 
 
-def _stored(config: Config, dataset: Dataset, perturbed: Callable[..., Any], progress: Progress) -> tuple[Dataset, dict[str, model_of.Frozen]]:
+def _synonyms(dataset: Dataset, wordnet: str) -> dict[str, Int[np.ndarray, "v k"]]:
+    """The table of each text modality, where there is something to make one of."""
+    texts = {m: feature for m, feature in dataset.features.items() if feature.kind == "text"}
+    if not dataset.synonyms and not wordnet:
+        return {}
+    folder = pathlib.Path(wordnet).expanduser() if wordnet else None
+    try:
+        return {m: synonyms.synonym_table(dataset.synonyms, feature.vocabulary, wordnet=folder) for m, feature in texts.items()}
+    except UserError as error:
+        raise OptionError("data.views.text.wordnet", str(error)) from error
+
+
+def _stored(
+    config: Config, dataset: Dataset, perturbed: Callable[..., Any], tables: Mapping[str, Int[np.ndarray, "v k"]], progress: Progress
+) -> tuple[Dataset, dict[str, model_of.Frozen]]:
     """(the data set with features in the place of what frozen encoders read, where they are kept on disk; each such modality's encoder)."""
     stored = {}
     for name, feature in dataset.features.items():
         found = model_of.frozen(name, feature, config.model.modalities.get(name, {}), dtype=config.model.dtype, views=perturbed)
         if found is not None:
             bars: list[Bar] = []
+            words = hashlib.sha256(tables[name].tobytes()).hexdigest() if name in tables else None
 
             def show(done: int, total: int, bars: list[Bar] = bars, title: str = f"features of {name}") -> None:
                 bars[:] = bars or [progress.task(title, total=total, batch_size=1)]
@@ -100,7 +137,7 @@ def _stored(config: Config, dataset: Dataset, perturbed: Callable[..., Any], pro
                 found.compute,
                 feature=found.feature,
                 weights=found.digest,
-                settings={"dtype": config.model.dtype, "views": (config.data.views, dataset.synonyms) if found.feature.views > 1 else None},
+                settings={"dtype": config.model.dtype, "views": (config.data.views, words) if found.feature.views > 1 else None},
                 cache=pathlib.Path(config.data.cache) if config.data.cache else None,
                 held=HELD[config.data.resident],
                 progress=show,
@@ -228,7 +265,7 @@ def prompts(dataset: Dataset, model: Model, computed: Mapping[str, Compute]) -> 
     tokeniser = tokenise.of(raw[text])
 
     def read(names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        ids = tokeniser.encode([tokenise.words_of(name) for name in names])
+        ids = np.tile(tokeniser.encode([tokenise.words_of(name) for name in names]), raw[text].views)
         for name, row in zip(names, ids, strict=True):
             if not (row > tokenise.UNKNOWN).any():
                 raise UserError(f"no text of data set {dataset.name!r} has a word of the name {name!r}; rename it in words that its texts use")

@@ -27,6 +27,9 @@ from cimrl_jax.readers import read
 
 SAME_NUMBERS = {"numbers": False}  # metadata of a field that changes where and how fast, not what comes out
 VIEWS = "cimrl_jax.data.views"
+PLANT = "cimrl_jax.data.planted"
+RESAMPLE = "cimrl_jax.data.resampled"
+MANIFEST = "cimrl_jax.data.manifest"
 OPTIMISED = ("learning_rate", "weight_decay")
 """Traced numbers of the optimiser, which every method may set for itself."""
 
@@ -36,7 +39,8 @@ class DataConfig:
     name: str = "digits"
     """The data set: the name of a file in cimrl_jax/data/datasets. Its own options stand beside this key."""
     path: str = ""
-    """The folder that the data set's authors distribute. Empty where a data set brings its own data."""
+    """The folder that the data set's authors distribute, or one that `prepare` made of it: then data.name and the data set's options are those it was
+    made with, if they are not given. Empty where a data set brings its own data."""
     resident: Literal["auto", "yes", "no"] = field(default="auto", metadata=SAME_NUMBERS)
     """Whether the training split is held on the device: auto where it fits, no to stream it from the host."""
     augment: bool = False
@@ -45,6 +49,10 @@ class DataConfig:
     """Folder where the features of frozen encoders are kept (model.<modality>.features=disk); empty: the user's cache folder."""
     views: dict[str, Any] = field(default_factory=dict)
     """How perturbed views are made (crops, colour jitter, word edits, masks): see the section data.views."""
+    plant: dict[str, Any] = field(default_factory=dict)
+    """A shortcut of one's own, planted in pictures, texts, recordings or numbers: see the section data.plant."""
+    resample: dict[str, Any] = field(default_factory=dict)
+    """What if the data set's own attribute agreed with the label more, less or not at all: see the section data.resample."""
     options: dict[str, Any] = field(default_factory=dict)
     """The data set's own options, written beside data.name."""
 
@@ -106,6 +114,9 @@ class TrainConfig:
     """Devices along which the seeds of a sweep are spread; 0 chooses."""
     mesh_data: Annotated[int, Range(low=0)] = field(default=0, metadata=SAME_NUMBERS)
     """Devices along which each batch is spread; 0 chooses."""
+    distributed: bool = field(default=False, metadata=SAME_NUMBERS)
+    """Whether this process joins others that run the same command, on one host or many, to train together: as the scheduler says (SLURM, Open MPI,
+    TPU pods) or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The workdir must be a folder that all of them see."""
     members_together: Annotated[int, Range(low=0)] = field(default=0, metadata=SAME_NUMBERS)
     """Seeds that are vmapped at a time, to bound memory; the groups of them run one after the other. 0: all at once."""
     compile_cache: bool = field(default=True, metadata=SAME_NUMBERS)
@@ -330,6 +341,7 @@ def _leaves(section: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _resolve_data(section: Mapping[str, Any], everywhere: list[str]) -> dict[str, Any]:
+    section = importlib.import_module(MANIFEST).adopt(section)
     own = {key: value for key, value in section.items() if key in field_types(DataConfig) and key != "options"}
     name = own.get("name", DataConfig.name)
     if not isinstance(name, str):
@@ -341,8 +353,8 @@ def _resolve_data(section: Mapping[str, Any], everywhere: list[str]) -> dict[str
             siblings = [*field_types(options), *field_types(DataConfig)]
             raise unknown_key(key, value, "data.", [sibling for sibling in siblings if sibling != "options"], everywhere)
     own["options"] = dataclasses.asdict(make_options(options, rest, "data", everywhere))
-    views = importlib.import_module(VIEWS).ViewOptions
-    own["views"] = dataclasses.asdict(make_options(views, own.get("views", {}), "data.views", everywhere))
+    for key, module, record in (("views", VIEWS, "ViewOptions"), ("plant", PLANT, "PlantOptions"), ("resample", RESAMPLE, "ResampleOptions")):
+        own[key] = dataclasses.asdict(make_options(getattr(importlib.import_module(module), record), own.get(key, {}), f"data.{key}", everywhere))
     return own
 
 

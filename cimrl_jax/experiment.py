@@ -17,6 +17,7 @@ import numpy as np
 from cimrl_jax.assembly import RANDOMISED, Assembly, assemble
 from cimrl_jax.config import Config, numbers, to_dict, to_yaml
 from cimrl_jax.config import load as load_config
+from cimrl_jax.data import source as sources
 from cimrl_jax.errors import UserError
 from cimrl_jax.evaluate import explain, robustness
 from cimrl_jax.files import write_whole
@@ -25,13 +26,13 @@ from cimrl_jax.report.progress import Progress
 from cimrl_jax.report.results import BASELINE, CEILING, Results
 from cimrl_jax.report.tables import console_table
 from cimrl_jax.selection import Finished, Look, choose, needs
-from cimrl_jax.train import loop
+from cimrl_jax.train import loop, mesh
 
 PARTS = ("train", "evaluate", "report")
 WEIGHTS = "weights.json"
 """In a workdir: `Assembly.weights` of what was trained there."""
-HEADLINE = ("test_balanced", "worst_group_accuracy")
-"""What the gap between ERM and the ceiling is measured in."""
+HEADLINE = "worst_group_accuracy"
+"""What the gap between ERM and the ceiling is measured in, on the last of `Look.headlines`."""
 BRIEF = ("accuracy", "worst_group_accuracy", "worst_class_accuracy")
 """What is kept of the models that other selection rules than the one used would have chosen."""
 
@@ -47,18 +48,22 @@ def run(
       quiet: print nothing.
 
     Returns:
-      The results; None if only "train" was asked for.
+      The results; None if only "train" was asked for, and in all but the first of several processes.
 
     Raises:
       UserError: bad input, a full disk, or a workdir that holds another run.
     """
     config = load_config(config, overrides)
     workdir = pathlib.Path(config.workdir)
+    if config.train.distributed:
+        mesh.join()
     try:
         with _claimed(workdir, config):
             if "train" in parts or "evaluate" in parts:
                 _work(config, workdir, parts, quiet)
             if "evaluate" not in parts and "report" not in parts:
+                return None
+            if not mesh.first():
                 return None
             found = results.read(workdir / "results.json")
             if "report" in parts:
@@ -82,10 +87,12 @@ def load(run_dir: str | os.PathLike[str]) -> Results:
 def _work(config: Config, workdir: pathlib.Path, parts: tuple[str, ...], quiet: bool) -> None:
     if config.train.compile_cache:
         _use_compile_cache()
-    with Progress(quiet) as progress:
+    with Progress(quiet or not mesh.first()) as progress:
         built = assemble(config, progress)
+        if skipped := built.dataset.skipped:
+            progress.say(f"{len(skipped)} bad rows left out; the first: {skipped[0]}")
         check_weights(workdir, built)
-        if built.weights:
+        if built.weights and mesh.first():
             write_whole(workdir / WEIGHTS, json.dumps(built.weights) + "\n")
         look = Look(config, built)
         if "train" in parts:
@@ -96,13 +103,15 @@ def _work(config: Config, workdir: pathlib.Path, parts: tuple[str, ...], quiet: 
             runs, tried, shown = [], [], []
             for label in dict.fromkeys(own.label for own in built.programs):
                 trained = [finished(own, look, workdir) for own in built.programs if own.label == label]
-                best, settings = choose(trained, look)
-                measured, cards = _evaluate(best, look, look.rule(trained[0].program.method))
-                runs += measured
-                tried += settings
-                shown += cards
-            _results(config, runs, tried).save(workdir / "results.json")
-            gallery.save(workdir / "gallery.json", shown)
+                if mesh.first():
+                    best, settings = choose(trained, look)
+                    measured, cards = _evaluate(best, look, look.rule(trained[0].program.method))
+                    runs += measured
+                    tried += settings
+                    shown += cards
+            if mesh.first():
+                _results(config, look, runs, tried).save(workdir / "results.json")
+                gallery.save(workdir / "gallery.json", shown)
 
 
 def check_weights(workdir: pathlib.Path, built: Assembly) -> None:
@@ -181,12 +190,11 @@ def _evaluate(best: Finished, look: Look, rule: str) -> tuple[list[dict[str, Any
     return runs, cards
 
 
-def _results(config: Config, runs: list[dict[str, Any]], tried: list[dict[str, Any]]) -> Results:
+def _results(config: Config, look: Look, runs: list[dict[str, Any]], tried: list[dict[str, Any]]) -> Results:
     level, resamples = config.evaluate.level, config.evaluate.bootstrap
-    split, metric = HEADLINE
 
     def values(method: str) -> list[float]:
-        own = [run["splits"].get(split, {}).get(metric) for run in runs if run["method"] == method]
+        own = [run["splits"].get(look.headlines[-1], {}).get(HEADLINE) for run in runs if run["method"] == method]
         return [value for value in own if value is not None]
 
     erm, ceiling = values(BASELINE), values(CEILING)
@@ -200,6 +208,8 @@ def _results(config: Config, runs: list[dict[str, Any]], tried: list[dict[str, A
     if erm:
         fall = robustness.fell_for_shortcut([run["splits"] for run in runs if run["method"] == BASELINE])
         warnings += [fall.warning] if fall.warning else []
+    if skipped := look.built.dataset.skipped:
+        warnings.append(f"{len(skipped)} rows of the data could not be used and were left out; the first: {skipped[0]}")
     if len(config.seeds) < 5:
         warnings.append(f"{len(config.seeds)} seeds say little about the spread; use at least 5")
     return Results(
@@ -210,6 +220,7 @@ def _results(config: Config, runs: list[dict[str, Any]], tried: list[dict[str, A
         gap_closed=gaps,
         settings=tried,
         warnings=warnings,
+        data=sources.summary(look.built.dataset),
     )
 
 
@@ -229,26 +240,39 @@ def _report(config: Config, workdir: pathlib.Path, found: Results, quiet: bool) 
 
 @contextlib.contextmanager
 def _claimed(workdir: pathlib.Path, config: Config) -> Iterator[None]:
-    """Holds the folder against a second process, and writes the resolved config if nothing that was trained there would now be trained otherwise."""
+    """Holds the folder against another run, and writes the resolved config if nothing that was trained there would now be trained otherwise. Of
+    several processes the first does it for all."""
+    with contextlib.ExitStack() as held:
+        refused = None
+        if mesh.first():
+            try:
+                _claim(workdir, config, held)
+            except UserError as error:
+                refused = error
+        if mesh.any_of(refused is not None):
+            raise refused or UserError(f"the first process cannot use workdir {workdir}; it says why")
+        yield
+
+
+def _claim(workdir: pathlib.Path, config: Config, held: contextlib.ExitStack) -> None:
     import fcntl
 
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {workdir} is a file; expected a folder: choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.yaml"
-    with (workdir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"workdir {workdir} is in use by another process; wait for it or choose another --workdir") from error
-        for folder in sorted((workdir / "checkpoints").glob("*")) if path.exists() else ():
-            own = re.sub(r"-\d+$", "", folder.name)  # a sweep's programs are numbered
-            old, new = (numbers(known, BASELINE if own == CEILING else own) for known in (load_config(path), config))
-            if old != new:
-                mend = f"choose another --workdir, or delete {folder} to train {own} anew"
-                raise UserError(f"workdir {workdir} holds another run ({_difference(old, new)}); {mend}")
-        write_whole(path, to_yaml(config))
-        yield
+    lock = held.enter_context((workdir / ".lock").open("w"))
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"workdir {workdir} is in use by another process; wait for it or choose another --workdir") from error
+    for folder in sorted((workdir / "checkpoints").glob("*")) if path.exists() else ():
+        own = re.sub(r"-\d+$", "", folder.name)  # a sweep's programs are numbered
+        old, new = (numbers(known, BASELINE if own == CEILING else own) for known in (load_config(path), config))
+        if old != new:
+            mend = f"choose another --workdir, or delete {folder} to train {own} anew"
+            raise UserError(f"workdir {workdir} holds another run ({_difference(old, new)}); {mend}")
+    write_whole(path, to_yaml(config))
 
 
 def _difference(old: Any, new: Any, where: str = "") -> str:

@@ -18,7 +18,7 @@ from cimrl_jax.options import Range, modules
 WIDTH = 100
 ROOT = pathlib.Path(__file__).parent
 USAGE = """\
-usage: python -m cimrl_jax.main [train|evaluate|report|study|export] --config FILE [--KEY VALUE ...]
+usage: python -m cimrl_jax.main [COMMAND] --config FILE [--KEY VALUE ...]
 
 Without a command: all three, one after another. A run that was stopped goes on where it was.
   train     trains every method with every seed, and saves checkpoints and metrics to the workdir
@@ -26,6 +26,7 @@ Without a command: all three, one after another. A run that was stopped goes on 
   report    writes tables, figures and the page report.html
   study     does all three for many runs, and writes one table of them: see --help study
   export    writes a trained model's encoders as Hugging Face folders: see --help export
+  prepare   checks every row of the data set, and writes it for fast reading: see --help prepare
 
   --config FILE        a .py file that defines `config`, or a .yaml file; may be left out where
                        --workdir is the folder of an earlier run
@@ -34,8 +35,9 @@ Without a command: all three, one after another. A run that was stopped goes on 
   --workdir DIR        folder of everything that the run writes
   --KEY VALUE          any key below, such as --train.steps 100; --KEY=VALUE works too, - and _ are
                        the same, a true-or-false key alone means true, lists are written a,b,c
-  --help [NAME]        this text, or one part of it: data, views, model, train, evaluate, report,
-                       method, study, export, or the name of a data set, an encoder or a method
+  --help [NAME]        this text, or one part of it: data, views, plant, resample, model, train,
+                       evaluate, report, method, study, export, prepare, or the name of a data
+                       set, an encoder or a method
   --version            the version
 """
 EXPORT = """\
@@ -44,6 +46,31 @@ EXPORT = """\
 Writes FOLDER/<modality> for every encoder of a published architecture (hf_vit, hf_resnet, hf_bert)
 that the run in DIR trained, LoRA merged: folders that transformers loads, and that
 model.<modality>.pretrained reads. NAME: the run's last method if not given; N: its first seed.
+"""
+PREPARE = """\
+  python -m cimrl_jax.main prepare --config FILE [--to DIR] [--KEY VALUE ...]
+
+Checks every row of the config's data set: every file is there and can be decoded, no text is empty,
+no id comes twice, no picture is in two of train, validation and test. Prints how many rows each
+split has, of each class and group, whether these are as many as were published, and each bad row;
+all bad rows are listed in DIR/faults.jsonl. With bad rows and --data.on-bad-row fail (the default)
+it ends there with exit code 2. Otherwise it writes the data set to DIR: pictures decoded and
+resized, texts as ids, recordings as spectrograms, each distinct row once. Training with --data.path
+DIR gives the same numbers as on the original files (but for --picture jpeg), and reads much faster.
+
+  --config FILE         a config of the runs that are to be trained
+  --to DIR              by default <data.path>.prepared, or <data.name>.prepared
+  --form map            pictures as memory maps, the fastest; records: as ArrayRecord files
+  --picture raw         pictures as they are; jpeg (only in records): as JPEG of quality 95, much
+                        smaller, but some detail is lost and they are decoded anew at each reading
+  --back-translate SPEC a second version of every training text, from which perturbed views choose:
+                        apertium:eng-spa, or hf:DIR,DIR (Marian models there and back)
+  --check               only checks
+  --KEY VALUE           any key of the config that says how the data is read: --data..., and
+                        --model.<modality>.pretrained, whose checkpoint decides sizes and tokeniser
+
+A start that was stopped goes on where it was. Damaged files are made anew by the same command. The
+folder remembers data.name and the data set's options: they may be left out when training on it.
 """
 STUDY = """\
   python -m cimrl_jax.main study --config FILE [--workdir DIR] [--only NAME,NAME] [--KEY VALUE ...]
@@ -85,11 +112,15 @@ code is 2.
 """
 PLACES = {
     "data.views": "data.views.<option>",
+    "data.plant": "data.plant.<option>",
+    "data.resample": "data.resample.<option>",
     "data.options": "data.<option>",
     "model.modalities": "model.<modality>.<option>",
     "method": "method.<name>.<option>",
 }
 """How the fields of the config that are open sections are written."""
+PARTS = (("views", "views", "ViewOptions"), ("plant", "planted", "PlantOptions"), ("resample", "resampled", "ResampleOptions"))
+"""Sections under data: name, the module in data/ whose options they are, and these options."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,19 +156,25 @@ def sections(root: pathlib.Path = ROOT) -> Iterator[Section]:
     yield Section(("config", "run"), "run", _fields(config, "Config", ""))
     yield Section(("study",), "study", STUDY.rstrip("\n"))
     yield Section(("export",), "export", EXPORT.rstrip("\n"))
+    yield Section(("prepare",), "prepare", PREPARE.rstrip("\n"))
     for field, record in _sections_of(config.classes["Config"]):
         yield Section((field,), field, _fields(config, record, f"{field}."))
         if field == "data":
-            yield Section(("views", "data"), "data.views", _fields(_File(root / "data" / "views.py", root), "ViewOptions", "data.views."))
+            for part, module, options in PARTS:
+                if (path := root / "data" / f"{module}.py").is_file():
+                    yield _section((part, "data"), f"data.{part}", _File(path, root), options, f"data.{part}.")
     for group, folder, title, prefix in (
         ("data", root / "data" / "datasets", "data.name {}", "data."),
         ("model", root / "nn" / "encoders", "model.<modality>.encoder {}", "model.<modality>."),
         ("method", root / "methods", "method {}", "method.{}."),
     ):
         for name, path in modules(folder).items():
-            file = _File(path, root)
-            body = _fields(file, "Options", prefix.format(name)) or "  (no options)"
-            yield Section((name, group), title.format(name), f"{_fold(file.about)}\n{body}" if file.about else body)
+            yield _section((name, group), title.format(name), _File(path, root), "Options", prefix.format(name))
+
+
+def _section(names: tuple[str, ...], title: str, file: _File, record: str, prefix: str) -> Section:
+    body = _fields(file, record, prefix) or "  (no options)"
+    return Section(names, title, f"{_fold(file.about)}\n{body}" if file.about else body)
 
 
 class _File:

@@ -1,4 +1,4 @@
-"""The command line: `python -m cimrl_jax.main [train|evaluate|report|study] --config FILE [--a.b VALUE ...]`; see `--help`."""
+"""The command line: `python -m cimrl_jax.main [train|evaluate|report|study|prepare] --config FILE [--a.b VALUE ...]`; see `--help`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cimrl_jax.errors import UserError, nearest
 from cimrl_jax.help import render
 
 PARTS = ("train", "evaluate", "report")
-STUDY, EXPORT = "study", "export"
+STUDY, EXPORT, PREPARE = "study", "export", "prepare"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return _print(render(attached or (following[0] if following else None)))
             if flag == "--version":
                 return _print(f"cimrl_jax {__version__}")
-        for command, own in {STUDY: _study, EXPORT: _export}.items():
+        for command, own in {STUDY: _study, EXPORT: _export, PREPARE: _prepare}.items():
             if command in split(arguments)[0]:
                 return own(arguments)
         config, parts = parse(arguments)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command goes on where it was", file=sys.stderr)
         return getattr(stop, "code", 130)
 
 
@@ -53,7 +53,7 @@ def parse(arguments: Sequence[str]) -> tuple[Config, tuple[str, ...]]:
     commands, values = split(arguments)
     unknown = [command for command in commands if command not in PARTS]
     if unknown:
-        raise UserError(f"unknown command {unknown[0]!r}; {nearest(unknown[0], (*PARTS, STUDY, EXPORT))}")
+        raise UserError(f"unknown command {unknown[0]!r}; {nearest(unknown[0], (*PARTS, STUDY, EXPORT, PREPARE))}")
     _check_given(values, {"config": "a file, such as configs/digits.py", "workdir": "a folder"})
     source = values.pop("config", None)
     if source is None:
@@ -128,6 +128,28 @@ def _export(arguments: Sequence[str]) -> int:
 
     for folder in export.run(values["workdir"], values["to"], method=values.get("method", ""), seed=None if seed is None else int(seed)):
         _print(f"written: {folder}")
+    return 0
+
+
+def _prepare(arguments: Sequence[str]) -> int:
+    commands, values = split(arguments)
+    others = [command for command in commands if command != PREPARE]
+    if others:
+        raise UserError(f"{PREPARE} stands alone; expected it without {others[0]!r}; see --help {PREPARE}")
+    expected = {"config": "a file, such as configs/digits.py", "to": "a folder", "back_translate": "a route, such as apertium:eng-spa"}
+    choices = {"form": ("map", "records"), "picture": ("raw", "jpeg"), "check": ("true", "false")}
+    _check_given(values, expected)
+    if "config" not in values:
+        raise UserError(f"nothing to prepare: expected {PREPARE} --config FILE (try configs/digits.py); see --help {PREPARE}")
+    own = {key: values.pop(key) for key in ("config", "to", "back_translate", *choices) if key in values}
+    for key in choices.keys() & own.keys():
+        value = str(own[key]).lower()
+        if value not in choices[key]:
+            raise UserError(f"--{key}: got {own[key]!r}, expected {' or '.join(choices[key])}")
+        own[key] = value == "true" if key == "check" else value
+    from cimrl_jax import prepare  # imports JAX
+
+    prepare.run(own.pop("config"), values, **own)
     return 0
 
 

@@ -16,6 +16,9 @@ import numpy as np
 from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, Int
 
+MOST_RANKED = 128
+"""Classes of which `auroc` is computed."""
+VQA_CREDIT = np.array([0.0, 0.3, 0.6, 0.9, 1.0])
 Report = dict[str, Any]
 """Numbers, None and dicts of them: it goes into JSON as it is."""
 
@@ -23,8 +26,9 @@ Report = dict[str, Any]
 class Sums(NamedTuple):
     """What merges by addition. Of the g + 1 rows the last is the unknown group's. float32 on the device, float64 once `add`ed on the host."""
 
-    confusion: Float[Array | np.ndarray, "*s rows c c"]
-    """[group, label, prediction]: sum of weights."""
+    cells: Float[Array | np.ndarray, "*s rows c 3"]
+    """[group, class]: sums of weight of the examples that are of the class, that are predicted to be, and both. A whole confusion matrix of each
+    group would not fit into memory where there are thousands of classes."""
     bins: Float[Array | np.ndarray, "*s rows k 3"]
     """[group, confidence bin]: sums of weight, of confidence and of right answers."""
     loss: Float[Array | np.ndarray, "*s rows"]
@@ -70,12 +74,12 @@ def count(
     in_bin = jax.nn.one_hot(jnp.clip(slot, 0, bins - 1), bins)  # [n, k]
     known = (group >= 0) & (group < num_groups)
     in_group = jax.nn.one_hot(jnp.where(known, group, num_groups), num_groups + 1) * weight[:, None]  # [n, g+1]
-    in_cell = jax.nn.one_hot(label * classes + predicted, classes * classes)  # [n, c*c]
+    told, said = jax.nn.one_hot(label, classes), jax.nn.one_hot(predicted, classes)  # [n, c]
     marks = jnp.stack([jnp.ones_like(confidence), confidence, (predicted == label).astype(jnp.float32)], -1)  # [n, 3]
     # The full float32 product: accelerators round the factors of the default one, which is right for counts but not for losses and confidences.
     product = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     return Sums(
-        confusion=product("ng,nc->gc", in_group, in_cell).reshape(num_groups + 1, classes, classes),
+        cells=jnp.stack([product("ng,nc->gc", in_group, own) for own in (told, said, told * said)], -1),
         bins=product("ng,nk->gk", in_group, (in_bin[:, :, None] * marks[:, None, :]).reshape(-1, bins * 3)).reshape(num_groups + 1, bins, 3),
         loss=product("ng,n->g", in_group, loss),
     )
@@ -93,7 +97,7 @@ def add(a: Sums, b: Sums) -> Sums:
 def zeros(num_groups: int, num_classes: int, *, bins: int = 15) -> Sums:
     """The sums of no examples, on the host: what a merge starts from."""
     rows = num_groups + 1
-    return Sums(np.zeros((rows, num_classes, num_classes)), np.zeros((rows, bins, 3)), np.zeros(rows))
+    return Sums(np.zeros((rows, num_classes, 3)), np.zeros((rows, bins, 3)), np.zeros(rows))
 
 
 def finish(
@@ -114,25 +118,24 @@ def finish(
     Raises:
       ValueError: the number of names or shares is not that of the groups.
     """
-    confusion, bins, loss = (np.asarray(part, np.float64) for part in sums)
-    groups = len(confusion) - 1
+    cells, bins, loss = (np.asarray(part, np.float64) for part in sums)
+    groups = len(cells) - 1
     names = tuple(group_names) or tuple(str(index) for index in range(groups))
     if len(names) != groups or (train_group_shares is not None and len(train_group_shares) != groups):
         raise ValueError(f"the sums have {groups} groups, but there are {len(names)} names and the shares {train_group_shares}")
-    of_group = confusion[:-1].sum((1, 2))
-    right = np.trace(confusion[:-1], axis1=1, axis2=2)
+    of_group, _, right = cells[:-1].sum(1).T
     accuracies = [_ratio(r, n) for r, n in zip(right, of_group, strict=True)]
     known = [value for value in accuracies if value is not None]
     weighted = None
     if train_group_shares is not None and known:
         shares = np.asarray(train_group_shares, np.float64) * (of_group > 0)
         weighted = _ratio(shares @ (right / np.maximum(of_group, np.finfo(float).tiny)), shares.sum())
-    total = confusion.sum(0)  # [c, c]
-    recalls = [_ratio(hit, n) for hit, n in zip(np.diagonal(total), total.sum(1), strict=True)]
-    f1s = [_ratio(2 * hit, n) for hit, n in zip(np.diagonal(total), total.sum(1) + total.sum(0), strict=True)]
+    told, said, hits = cells.sum(0).T  # [c]
+    recalls = [_ratio(hit, n) for hit, n in zip(hits, told, strict=True)]
+    f1s = [_ratio(2 * hit, n) for hit, n in zip(hits, told + said, strict=True)]
     occurring = [value for value in f1s if value is not None]
     return {
-        "accuracy": _ratio(np.trace(total), total.sum()),
+        "accuracy": _ratio(hits.sum(), told.sum()),
         "accuracy_train_weighted": weighted,
         "accuracy_group_mean": sum(known) / len(known) if known else None,
         "worst_group_accuracy": min(known, default=None),
@@ -142,8 +145,8 @@ def finish(
         "f1_binary": f1s[1] if len(f1s) == 2 else None,
         "auroc": auroc,
         "ece": calibration_error(bins.sum(0)),
-        "loss": _ratio(loss.sum(), total.sum()),
-        "n": float(total.sum()),
+        "loss": _ratio(loss.sum(), told.sum()),
+        "n": float(told.sum()),
         "groups": {
             name: {"accuracy": accuracy, "n": float(n), "ece": calibration_error(b)}
             for name, accuracy, n, b in zip(names, accuracies, of_group, bins[:-1], strict=True)
@@ -165,13 +168,14 @@ def calibration_error(bins: Float[np.ndarray, "k 3"]) -> float | None:
 def auroc(logits: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"], weight: Float[np.ndarray, " n"] | None = None) -> float | None:
     """Area under the ROC curve, exact and by rank (Mann-Whitney, ties count one half); for more than two classes the macro one-vs-rest mean.
 
-    The score of a class is its log odds, which orders like its probability but does not saturate. None if a class is missing or a logit is NaN.
+    The score of a class is its log odds, which orders like its probability but does not saturate. None if a class is missing, a logit is NaN, or
+    there are more than `MOST_RANKED` classes, since each of them is ranked against all others.
     """
     weights = np.ones(len(label)) if weight is None else np.asarray(weight, np.float64)
     kept = weights > 0
     logits, label, weights = np.asarray(logits, np.float64)[kept], np.asarray(label)[kept], weights[kept]
     classes = logits.shape[1]
-    if classes < 2 or np.isnan(logits).any():
+    if not 2 <= classes <= MOST_RANKED or np.isnan(logits).any():
         return None
     areas = []
     for positive in (1,) if classes == 2 else range(classes):
@@ -180,6 +184,12 @@ def auroc(logits: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"], weight
             return None
         areas.append(area)
     return float(np.mean(areas))
+
+
+def vqa_accuracy(predicted: Int[np.ndarray, " n"], answers: Int[np.ndarray, "n people"]) -> Float[np.ndarray, " n"]:
+    """How right each prediction is in 0..1 by what ten people answered (Antol et al. 2015): min(those who said so / 3, 1), averaged over all choices
+    of nine of the ten, which is 0, .3, .6, .9 and 1 for none, 1, 2, 3 and more who said so."""
+    return VQA_CREDIT[np.minimum((answers == predicted[:, None]).sum(1), len(VQA_CREDIT) - 1)]
 
 
 def _log_odds(logits: Float[np.ndarray, "n c"], positive: int) -> Float[np.ndarray, " n"]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cimrl_jax import metrics
@@ -16,6 +15,7 @@ from cimrl_jax.data.source import group_counts
 from cimrl_jax.evaluate import robustness
 from cimrl_jax.evaluate.predict import Members, Predict, make_predict
 from cimrl_jax.train import loop
+from cimrl_jax.train.mesh import gathered
 from cimrl_jax.types import Method, Told, TrainState
 
 ORACLE = "oracle"
@@ -75,7 +75,7 @@ class Look:
             robustness.select(self.rule(own.method), {})
 
         def score(states: TrainState, step: int) -> tuple[dict[str, np.ndarray], list[dict[str, float | None]]]:
-            members = Members(states.params, states.method, states.hyper)
+            members = Members(*gathered((states.params, states.method, states.hyper)))
             reports = self._reports(own, members, "validation")
             scores = {rule: np.array([robustness.select(rule, report, step=step) for report in reports]) for rule in rules if rule != ORACLE}
             if ORACLE in rules:
@@ -87,10 +87,11 @@ class Look:
 
         def read(states: TrainState, split: str) -> Told:
             source = self.built.dataset.split(split) if split != "train" else own.source
-            said = self._of(own.method, features=split != "train")(Members(states.params, states.method, states.hyper), source)
+            members = Members(*gathered((states.params, states.method, states.hyper)))
+            said = self._of(own.method, features=split != "train")(members, source)
             known = own.method.needs_groups if split == "train" else own.method.needs_validation_groups
             group = source.group if known else np.full_like(source.group, -1)
-            return Told(*(jnp.asarray(x) for x in (said.logits, said.features, source.label, group, said.inferred)))
+            return Told(said.logits, said.features, source.label, group, said.inferred)  # type: ignore[arg-type]
 
         return loop.Plan(train.eval_every, train.checkpoint_every, rules, score, read)
 
@@ -102,7 +103,7 @@ class Look:
         dataset = self.built.dataset
         source = dataset.split(split)
         said = self._of(own.method)(members, source)
-        return [robustness.evaluate_split(logits, source, self._shares, dataset.group_names) for logits in said.logits]
+        return [robustness.evaluate_split(logits, source, self._shares, dataset.group_names, dataset.answers.get(split)) for logits in said.logits]
 
     def _of(self, method: Method, *, features: bool = False) -> Predict:
         """The model's prediction is compiled once for all methods that have none of their own."""

@@ -51,7 +51,7 @@ class Feature:
     raw: Feature | None = None
     """Slots that a frozen encoder made (its tokens): what it made them of."""
     views: int = 1
-    """Such slots: how many versions of an example lie one after the other in `shape`'s first axis."""
+    """Such slots, and texts: how many versions of an example lie one after the other in `shape`'s first axis. The first is the one that is read."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ FLOORS = (
     ("assembly",),  # 4 too: from a config to running objects,
     ("selection",),  # how their models are looked at and chosen,
     ("experiment",),  # and all of it wired, the report included;
-    ("study", "export"),  # many of them and one table; what is taken out of one
+    ("study", "export", "prepare"),  # many of them and one table; what is taken out of one; what it is trained on
     ("main", ""),  # 5; "" is the package's own __init__.py
 )
 FAMILIES = ("data.datasets", "nn.encoders", "methods")

@@ -61,7 +61,8 @@ def test_equals_scikit_learn(classes):
     predicted = logits.argmax(1)
     sums = counted(logits, label, group, weight, num_groups=GROUPS)
     result = metrics.finish(sums)
-    np.testing.assert_array_equal(np.asarray(sums.confusion).sum(0), sklearn.metrics.confusion_matrix(label, predicted))
+    confusion = sklearn.metrics.confusion_matrix(label, predicted)
+    np.testing.assert_array_equal(np.asarray(sums.cells).sum(0).T, [confusion.sum(1), confusion.sum(0), confusion.diagonal()])
     assert result["accuracy"] == pytest.approx(sklearn.metrics.accuracy_score(label, predicted))
     assert result["f1"] == pytest.approx(sklearn.metrics.f1_score(label, predicted, average="macro"))
     assert result["worst_class_accuracy"] == pytest.approx(np.min(sklearn.metrics.recall_score(label, predicted, average=None)))  # pyright: ignore[reportArgumentType]
@@ -261,8 +262,27 @@ def test_members_counted_under_vmap_equal_their_solo_counts():
 
 
 def test_host_sums_keep_counting_where_float32_stops():
-    one, many = (metrics.Sums(np.full((1, 1, 1), x, np.float32), np.zeros((1, 1, 3), np.float32), np.zeros(1, np.float32)) for x in (1, 2**24))
-    assert metrics.add(many, one).confusion.item() == 2**24 + 1
+    one, many = (metrics.Sums(np.full((1, 1, 3), x, np.float32), np.zeros((1, 1, 3), np.float32), np.zeros(1, np.float32)) for x in (1, 2**24))
+    assert (metrics.add(many, one).cells == 2**24 + 1).all()
+
+
+def test_thousands_of_classes_are_counted_in_little_memory():
+    classes, groups, n = 2274, 40, 64
+    rng = np.random.default_rng(0)
+    label, group = rng.integers(0, classes, n), rng.integers(-1, groups, n)
+    logits = rng.normal(size=(n, classes)).astype(np.float32)
+    logits[:32, :] += 99 * np.eye(classes, dtype=np.float32)[label[:32]]
+    sums = counted(logits, label, group, np.ones(n, np.float32), num_groups=groups)
+    assert sum(np.asarray(own).nbytes for own in sums) < 2e6
+    assert metrics.finish(sums)["accuracy"] == np.mean(logits.argmax(1) == label) and metrics.auroc(logits, label) is None
+
+
+def test_vqa_accuracy_is_the_mean_over_nine_of_ten_people():
+    rng = np.random.default_rng(0)
+    answers, predicted = rng.integers(-1, 3, (50, 10)), rng.integers(0, 3, 50)
+    nine = np.stack([np.delete(answers, person, 1) for person in range(10)])  # [10, n, 9]
+    expected = np.minimum((nine == predicted[:, None]).sum(-1) / 3, 1).mean(0)
+    assert metrics.vqa_accuracy(predicted, answers) == pytest.approx(expected)
 
 
 def test_names_must_match_the_groups():

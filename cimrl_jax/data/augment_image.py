@@ -7,6 +7,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
 from cimrl_jax.options import Range
@@ -28,12 +29,14 @@ class Options:
     """The distance to the picture's mean grey is multiplied by 1 +- this."""
     saturation: Share = 0.2
     """The distance to the pixel's grey is multiplied by 1 +- this."""
+    hue: Annotated[float, Range(low=0, high=0.5)] = 0.0
+    """Hues turn by up to this share of the colour circle, either way; a pixel's grey stays. 0: they do not (colour may be the cause)."""
 
 
 def perturb(images: UInt8[Array, "b h w c"], key: Key[Array, ""], *, options: Options, flip: bool) -> UInt8[Array, "b h w c"]:
     """Another view of each picture. `flip`: whether mirroring keeps the meaning."""
     # One call: on a CPU, XLA takes long to compile each.
-    draws = jax.random.uniform(key, (8, len(images)))
+    draws = jax.random.uniform(key, (9 if options.hue else 8, len(images)))
     values = images.astype(jnp.float32)
     if options.crop_least < 1 or options.aspect > 1 or (flip and options.flip > 0):
         values = _resized_crop(values, draws[:5], options, flip)
@@ -63,9 +66,11 @@ def _interpolation(size: int, extent: Float[Array, " b"], offset: Float[Array, "
     return jnp.maximum(1 - jnp.abs(where[:, :, None] - step), 0)
 
 
-def _jitter(values: Float[Array, "b h w c"], draws: Float[Array, "3 b"], options: Options) -> Float[Array, "b h w c"]:
+def _jitter(values: Float[Array, "b h w c"], draws: Float[Array, "_ b"], options: Options) -> Float[Array, "b h w c"]:
+    if options.hue and values.shape[-1] == 3:
+        values = _turned(values, 2 * jnp.pi * options.hue * (2 * draws[3] - 1))
     strength = jnp.array([options.brightness, options.contrast, options.saturation])[:, None]
-    factors = 1 + strength * (2 * draws - 1)
+    factors = 1 + strength * (2 * draws[:3] - 1)
     brightness, contrast, saturation = factors[:, :, None, None, None]
     values = values * brightness
     if values.shape[-1] == 3:
@@ -75,3 +80,12 @@ def _jitter(values: Float[Array, "b h w c"], draws: Float[Array, "3 b"], options
     else:
         mean = values.mean((1, 2, 3), keepdims=True)
     return mean + (values - mean) * contrast
+
+
+def _turned(values: Float[Array, "b h w 3"], angle: Float[Array, " b"]) -> Float[Array, "b h w 3"]:
+    """Chroma turned by so many radians, in the plane of NTSC's I and Q."""
+    to_yiq = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    parts = np.diag([1.0, 0, 0]), np.diag([0, 1.0, 1.0]), np.array([[0.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    grey, cosine, sine = (jnp.asarray(np.linalg.inv(to_yiq) @ part @ to_yiq, jnp.float32) for part in parts)
+    turn = grey + jnp.cos(angle)[:, None, None] * cosine + jnp.sin(angle)[:, None, None] * sine
+    return jnp.einsum("bijc,bdc->bijd", values, turn)

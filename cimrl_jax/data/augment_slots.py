@@ -7,7 +7,7 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from cimrl_jax.options import Range
 
@@ -30,7 +30,7 @@ def perturb(values: Float[Array, "b n d"], key: Key[Array, ""], *, options: Opti
     return jnp.where(gone | (values == 0).all(-1, keepdims=True), 0, noisy)
 
 
-def choose_view(values: Float[Array, "b m d"], key: Key[Array, ""], *, views: int) -> Float[Array, "b m d"]:
+def choose_view(values: Shaped[Array, "b m d"], key: Key[Array, ""], *, views: int) -> Shaped[Array, "b m d"]:
     """One of each example's `views` views, which lie one after the other (m = views * n), changes places with the first, the one that is read.
 
     Each is as likely, the first itself included.

@@ -1,5 +1,9 @@
 """Perturbed views of texts, on the device, on token ids: synonym replacement, random insertion, deletion and swap (METHODS 1.5; Wei & Zou 2019, EDA).
 
+EDA makes several new texts, each by one of the four operations, on a fixed share alpha of the words (its authors recommend 0.1, and 0.05 for small
+data sets) and at least one. Here a view is made by all four, each word by a coin of its own; an inserted word stands beside the one it comes from,
+not anywhere, and at most two words change places.
+
 Markers ([CLS], </s>, ...) are neither changed nor left out nor swapped, nor are words of more than one piece.
 """
 
@@ -29,6 +33,9 @@ class Options:
     """Probability that a word is left out; one always stays."""
     swap: Share = 0.1
     """Probability that two words of the text change places."""
+    wordnet: str = ""
+    """A folder with WordNet 3's dict files (Debian's wordnet-base: /usr/share/wordnet): words have the synonyms of their most frequent sense in each
+    part of speech besides those that the data set names. Empty: only the latter."""
 
 
 def movable(vocabulary: tuple[str, ...]) -> Bool[np.ndarray, " v"]:

@@ -17,9 +17,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 
-from cimrl_jax.data.shards import Folder
+from cimrl_jax.data import distinct
+from cimrl_jax.data.shards import Column, Folder
 from cimrl_jax.data.source import Dataset, Records, Regions, Source
 from cimrl_jax.errors import UserError
 from cimrl_jax.types import Feature
@@ -30,8 +31,6 @@ SHARD_BYTES = 64 << 20
 """Of a shard, about: what a kill costs."""
 HELD_BYTES = 2 << 30
 """Features of a split up to this size may be held in memory."""
-READ = 256
-"""Rows whose raw inputs are hashed at a time."""
 
 Compute = Callable[[np.ndarray, Bool[np.ndarray, " b"]], Any]
 """(raw inputs `[b, ...]`, present `[b]`) -> features `[b, views * count, width]`, a token that is padding all zero. A pure function of each row; b is
@@ -41,28 +40,6 @@ always the same: the last row is repeated."""
 def default_cache() -> pathlib.Path:
     """$XDG_CACHE_HOME/cimrl_jax/features; without that variable below ~/.cache."""
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "cimrl_jax" / "features"
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """One modality's features of one split, on disk."""
-
-    shards: tuple[np.memmap, ...]
-    """Of all splits; all but the last have as many rows as the first."""
-    rows: Int[np.ndarray, " n"]
-    """Where each example of the split stands in them."""
-    present: Bool[np.ndarray, " n"]
-
-    @property
-    def nbytes(self) -> int:
-        return len(self.rows) * self.shards[0][:1].nbytes
-
-    def __getitem__(self, rows: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b m w"]:
-        shard, place = np.divmod(self.rows[rows], len(self.shards[0]))
-        found = np.empty((len(place), *self.shards[0].shape[1:]), self.shards[0].dtype)
-        for number in np.unique(shard):
-            found[shard == number] = self.shards[number][place[shard == number]]
-        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +79,7 @@ class Stored:
         return self.load(np.arange(len(self))) if small and not (self.others and self.raw.arrays is None) else None
 
     def load(self, rows: Int[np.ndarray, " b"]) -> Records:
-        raw = _load(self.raw, self.others, rows)
+        raw = distinct.load(self.raw, self.others, rows)
         return {
             "inputs": {m: column[rows] for m, column in self.columns.items()} | {m: values for m, (values, _) in raw.items()},
             "present": {m: column.present[rows] for m, column in self.columns.items()} | {m: present for m, (_, present) in raw.items()},
@@ -143,8 +120,9 @@ def build(
     """
     raw = {name: source.raw if isinstance(source, Stored) else source for name, source in dataset.splits.items()}
     feature = dataclasses.replace(feature, raw=dataset.features[modality])
-    known = {name: _digests(source, modality) for name, source in raw.items()}
-    distinct, first, inverse = np.unique(np.concatenate([own for own, _ in known.values()]), return_index=True, return_inverse=True)
+    loads = [distinct.loader(source, modality) for source in raw.values()]
+    known = {name: distinct.digests(load, len(raw[name]), absent_alike=True) for name, load in zip(raw, loads, strict=True)}
+    digests, first, inverse = np.unique(np.concatenate([own for own, _ in known.values()]), return_index=True, return_inverse=True)
     row_bytes = int(np.prod(feature.shape)) * np.dtype(feature.dtype).itemsize
     made_of = {
         "layout": LAYOUT,
@@ -153,17 +131,17 @@ def build(
         "settings": dict(settings or {}),
         "batch_size": batch_size,
         "shard_rows": max(1, SHARD_BYTES // row_bytes // batch_size) * batch_size,
-        "rows": hashlib.sha256(distinct.tobytes()).hexdigest(),
+        "rows": hashlib.sha256(digests.tobytes()).hexdigest(),
     }
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:32]
     ends = np.cumsum([len(source) for source in raw.values()])
 
     def make(numbers: Int[np.ndarray, " b"]) -> Float[np.ndarray, "b m w"]:
-        inputs, present = _read(list(raw.values()), modality, first[numbers], ends)
+        inputs, present = distinct.read(loads, first[numbers], ends)
         filled = np.minimum(np.arange(batch_size), len(numbers) - 1)
         return _checked(compute(inputs[filled], present[filled]), feature, modality)[: len(numbers)]
 
-    folder = Folder((cache or default_cache()) / key, feature.shape, feature.dtype, len(distinct), made_of["shard_rows"])
+    folder = Folder((cache or default_cache()) / key, feature.shape, feature.dtype, len(digests), made_of["shard_rows"])
     shards = folder.fill(
         make,
         step=batch_size,
@@ -186,36 +164,3 @@ def _checked(values: Any, feature: Feature, modality: str) -> Float[np.ndarray, 
     if not np.isfinite(found).all():
         raise UserError(f"the frozen encoder of {modality!r} gives numbers not finite in {feature.dtype}; mend its weights or the raw inputs")
     return found
-
-
-def _load(source: Source, names: tuple[str, ...], rows: Int[np.ndarray, " b"]) -> dict[str, tuple[np.ndarray, Bool[np.ndarray, " b"]]]:
-    """(raw inputs, present) of some modalities. What no one asks for is not copied, and for no modality nothing is read."""
-    if not names:
-        return {}
-    arrays = source.arrays
-    found = source.load(rows) if arrays is None else {part: {m: columns[m][rows] for m in names} for part, columns in arrays.items()}
-    return {m: (found["inputs"][m], found["present"][m]) for m in names}
-
-
-def _read(
-    sources: list[Source], modality: str, places: Int[np.ndarray, " b"], ends: Int[np.ndarray, " s"]
-) -> tuple[Shaped[np.ndarray, "b ..."], Bool[np.ndarray, " b"]]:
-    """(raw inputs, present) of rows counted through all splits, which end at `ends`."""
-    split = np.searchsorted(ends, places, side="right")
-    rows = places - np.concatenate([[0], ends])[split]
-    parts = [(split == number, _load(sources[number], (modality,), rows[split == number])[modality]) for number in np.unique(split)]
-    inputs, present = (np.empty((len(places), *part.shape[1:]), part.dtype) for part in parts[0][1])
-    for own, (values, there) in parts:
-        inputs[own], present[own] = values, there
-    return inputs, present
-
-
-def _digests(source: Source, modality: str) -> tuple[Shaped[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
-    """(a hash of each row's content, all alike where the modality is absent; present)."""
-    digests, present = np.empty(len(source), "S16"), np.empty(len(source), bool)
-    for start in range(0, len(source), READ):
-        rows = np.arange(start, min(start + READ, len(source)))
-        inputs, present[rows] = _load(source, (modality,), rows)[modality]
-        contents = (np.ascontiguousarray(values).tobytes() if there else b"" for values, there in zip(inputs, present[rows], strict=True))
-        digests[rows] = [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
-    return digests, present

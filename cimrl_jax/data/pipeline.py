@@ -5,6 +5,7 @@ The order is a pure function of (seed, batch number): nothing has to be saved to
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import os
@@ -18,6 +19,8 @@ from cimrl_jax.data.source import Source
 from cimrl_jax.errors import UserError
 
 Engine = Literal["numpy", "grain"]
+PIECE = 16
+"""Examples that a thread reads at a time: few enough that no core idles while others end a chunk of batches."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,25 +118,52 @@ def take(source: Source, rows: Int[np.ndarray, " b"], weight: Float[np.ndarray, 
     }
 
 
-def stream(
-    source: Source,
-    rows_of: Callable[[int], Int[np.ndarray, " b"]],
-    *,
-    first: int,
-    count: int,
-    threads: int | None = None,
-    prefetch: int | None = None,
-) -> Iterator[dict[str, Any]]:
-    """The batches first, ..., first + count - 1 (see `take`), loaded ahead by grain's threads; for data that does not fit the device.
+def gather(
+    source: Source, rows: Int[np.ndarray, " n"], *, size: int, threads: int | None = None, stopped: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """The fields of these rows (see `take`), read by grain's threads into arrays of `size` rows, those after them zero.
 
-    `rows_of(number)` gives a batch's rows, say `lambda k: share(order.rows(k, 1)[0], process, processes)`; it must be pure, and so the stream
-    starts anywhere. `threads`: as many as cores (more are slower). `prefetch`: batches kept ready, twice the threads.
+    Each thread writes its share where it belongs: the bytes of a picture are moved once. `stopped`: whether to give up.
+
+    Raises:
+      CancelledError: it was stopped.
     """
     grain = require_grain()
-    threads = threads or os.cpu_count() or 1
-    batches = grain.MapDataset.range(first, first + count).map(lambda number: take(source, rows_of(int(number))))
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch or 2 * threads)
-    return iter(batches.to_iter_dataset(options))
+    whole = _like(take(source, rows[:1]), size)
+
+    def fill(number: int) -> int:
+        part = slice(number * PIECE, min((number + 1) * PIECE, len(rows)))
+        _put(whole, part, take(source, rows[part]))
+        return number
+
+    pieces = grain.MapDataset.range(-(-len(rows) // PIECE)).map(lambda number: fill(int(number)))
+    threads = threads or cores()
+    for _ in pieces.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)):
+        if stopped():
+            raise concurrent.futures.CancelledError
+    return whole
+
+
+def _like(fields: Any, size: int) -> Any:
+    if isinstance(fields, dict):
+        return {name: _like(value, size) for name, value in fields.items()}
+    shape, count = (size, *fields.shape[1:]), size * fields[0].nbytes
+    # At a multiple of 64 bytes: what lies so a CPU backend takes as it is; elsewhere it makes a copy.
+    room = np.zeros(count + 64, np.uint8)
+    return room[-room.ctypes.data % 64 :][:count].view(fields.dtype).reshape(shape)
+
+
+def _put(whole: Any, part: slice, fields: Any) -> None:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            _put(whole[name], part, value)
+        else:
+            whole[name][part] = value
+
+
+def cores() -> int:
+    """Of the machine, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def evaluation_rows(n: int, batch_size: int) -> tuple[Int[np.ndarray, "count b"], Float[np.ndarray, "count b"]]:

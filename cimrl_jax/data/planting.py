@@ -26,13 +26,14 @@ def generator(seed: int, *address: str) -> np.random.Generator:
 
 def attributes(label: Int[np.ndarray, " n"], values: int, correlation: float | None, rng: np.random.Generator) -> Int[np.ndarray, " n"]:
     """An attribute in 0..values-1 that equals the label in `round(correlation * n_c)` examples of each class, and in the others takes the other
-    values equally often (to within one); `None`: every value equally often (to within one) in each class."""
+    values equally often (to within one); `None`: every value equally often (to within one) in each class. Where there are fewer values than classes
+    it is the label modulo `values` that it equals."""
     chosen = np.empty(len(label), np.int32)
     for klass in np.unique(label):
         rows = rng.permutation(np.flatnonzero(label == klass))
-        others = np.delete(np.arange(values), klass)
+        others = np.delete(np.arange(values), klass % values)
         aligned = round((1 / values if correlation is None else correlation) * len(rows))
-        chosen[rows[:aligned]] = klass
+        chosen[rows[:aligned]] = klass % values
         # The order of the other values is drawn, so that a remainder favours none.
         chosen[rows[aligned:]] = np.resize(rng.permutation(others), len(rows) - aligned)
     return chosen
@@ -47,22 +48,26 @@ def flags(label: Int[np.ndarray, " n"], share: float, rng: np.random.Generator) 
     return chosen
 
 
-def draws(correlations: tuple[float, float, float], modalities: tuple[str, ...]) -> dict[str, Draw]:
+Correlation = float | tuple[float, ...]
+"""Of all modalities, or of each."""
+
+
+def draws(correlations: tuple[Correlation, Correlation, Correlation], modalities: tuple[str, ...]) -> dict[str, Draw]:
     """The splits of a planted data set. `correlations`: in train, validation and test.
 
     "train_randomised" are the training examples with independent attributes. "test_balanced" (independent), "test_flipped" (1 - correlation) and, for
     each modality, "test_<modality>_only" are the test examples again. In the last only that modality's attribute is independent of the label, the
     other modalities' always agree with it: how far accuracy falls says how much the model leans on that modality's shortcut.
     """
-    train, validation, test = correlations
     everywhere = len(modalities)
+    train, validation, test = (own if isinstance(own, tuple) else (own,) * everywhere for own in correlations)
     splits = {
-        "train": Draw("train", (train,) * everywhere),
+        "train": Draw("train", train),
         "train_randomised": Draw("train", (None,) * everywhere),
-        "validation": Draw("validation", (validation,) * everywhere),
-        "test": Draw("test", (test,) * everywhere),
+        "validation": Draw("validation", validation),
+        "test": Draw("test", test),
         "test_balanced": Draw("test", (None,) * everywhere),
-        "test_flipped": Draw("test", (1 - test,) * everywhere),
+        "test_flipped": Draw("test", tuple(1 - own for own in test)),
     }
     if everywhere > 1:
         for name in modalities:

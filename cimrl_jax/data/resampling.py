@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from cimrl_jax.errors import UserError
 
@@ -41,3 +41,29 @@ def matching(
             raise UserError(f"{where} needs {len(places)} examples of label, attribute = {values}, but there are only {len(pool)}; ask for fewer")
         rows[places] = np.resize(pool, len(places))
     return rows
+
+
+def with_shares(
+    label: Int[np.ndarray, " n"], attribute: Int[np.ndarray, " n"], shares: Float[np.ndarray, "c a"], rng: np.random.Generator
+) -> Int[np.ndarray, " k"]:
+    """As many rows of each class as can be if `shares[label, attribute]` of them are to have each attribute (to within one), in their order. Rows
+    whose attribute is -1 are left out."""
+    kept = [np.zeros(0, np.int64)]
+    for klass, wanted in enumerate(shares):
+        pools = [rng.permutation(np.flatnonzero((label == klass) & (attribute == value))) for value in range(len(wanted))]
+        total = min(len(pool) / share for pool, share in zip(pools, wanted, strict=True) if share > 0)
+        kept += [pool[: round(total * share)] for pool, share in zip(pools, wanted, strict=True)]
+    return np.sort(np.concatenate(kept))
+
+
+def again_with_shares(
+    label: Int[np.ndarray, " n"], attribute: Int[np.ndarray, " n"], shares: Float[np.ndarray, "c a"], rng: np.random.Generator
+) -> Int[np.ndarray, " n"]:
+    """The same with as many rows of each class as there are, any of them several times, as rarely as can be."""
+    drawn = [np.zeros(0, np.int64)]
+    for klass, wanted in enumerate(shares):
+        pools = [rng.permutation(np.flatnonzero((label == klass) & (attribute == value))) for value in range(len(wanted))]
+        ends = np.rint(np.cumsum(wanted) * (label == klass).sum()).astype(int)
+        counts = np.diff(ends, prepend=0)
+        drawn += [np.resize(pool, count) for pool, count in zip(pools, counts, strict=True)]
+    return np.sort(np.concatenate(drawn))

@@ -4,18 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from cimrl_jax.errors import UserError
 from cimrl_jax.types import Feature
 
 Records = dict[str, dict[str, np.ndarray]]
 """{"inputs": {m: [b, *feature shape]}, "present": {m: [b] bool}}."""
-Regions = Mapping[str, Mapping[str, Bool[np.ndarray, "n ..."]]]
-"""{"cause" and "shortcut": {m: [n, *raw shape] bool}}: image `[n, h, w]`, text `[n, length]`, spectrogram
+
+
+class Mask(Protocol):
+    """Which raw elements of each example lie in a region: a boolean array, or something that makes the rows of one when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+Regions = Mapping[str, Mapping[str, Any]]
+"""{"cause" and "shortcut": {m: [n, *raw shape] bool}}, each a `Mask`: image `[n, h, w]`, text `[n, length]`, spectrogram
 `[n, time, mel]`, table `[n, columns]`, slots `[n, slots]`."""
 
 
@@ -80,6 +96,18 @@ class ArraySource:
         return {part: {name: value[rows] for name, value in columns.items()} for part, columns in self.arrays.items()}
 
 
+class Answers(NamedTuple):
+    """What ten people answered to each question of a split, where a prediction may be right in part (`metrics.vqa_accuracy`)."""
+
+    classes: Int[np.ndarray, "n ten"]
+    """-1: no class."""
+    kind: Int[np.ndarray, " n"]
+    """Answer type, an index into `kinds`."""
+    left_out: Int[np.ndarray, " k"]
+    """By kind, the questions that are not in the split because no class is an answer to them: whatever is predicted there is wrong."""
+    kinds: tuple[str, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """A data set, ready to be read.
@@ -102,6 +130,10 @@ class Dataset:
     """Of the spurious attribute's values, in words as they stand in the texts, where the groups are label x attribute."""
     group_attribute: tuple[int, ...] = ()
     """Attribute of each group id; left out: group = label * len(attribute_names) + attribute."""
+    skipped: tuple[str, ...] = ()
+    """Rows of the data set's files that could not be used and were left out: where each stands, and why."""
+    answers: Mapping[str, Answers] = dataclasses.field(default_factory=dict)
+    """By split, where people's answers differ. Whoever changes the rows of a split leaves it out."""
 
     def __post_init__(self) -> None:
         if self.attribute_names and not self.group_attribute:
@@ -128,3 +160,15 @@ def class_counts(source: Source, num_classes: int) -> tuple[int, ...]:
 def group_counts(source: Source, num_groups: int) -> tuple[int, ...]:
     """Examples of each group; those of unknown group (-1) are not counted."""
     return tuple(np.bincount(source.group[source.group >= 0], minlength=num_groups).tolist())
+
+
+def summary(dataset: Dataset) -> dict[str, Any]:
+    """What a data set holds, in plain values: {"name", "notes", "skipped", "splits": {split: {"rows", "classes", "groups"}}}; the last two are counts
+    by name, and "unknown" is the group of rows that have none."""
+    splits = {}
+    for name, source in dataset.splits.items():
+        classes = dict(zip(dataset.class_names, class_counts(source, len(dataset.class_names)), strict=True))
+        groups = dict(zip(dataset.group_names, group_counts(source, len(dataset.group_names)), strict=True))
+        unknown = int((source.group < 0).sum())
+        splits[name] = {"rows": len(source), "classes": classes, "groups": groups | ({"unknown": unknown} if unknown and groups else {})}
+    return {"name": dataset.name, "notes": dataset.notes, "skipped": list(dataset.skipped), "splits": splits}

@@ -22,15 +22,29 @@ def read_wav(content: bytes, *, rate: int, where: str) -> Float[np.ndarray, " sa
     Raises:
       UserError: not such a file, or another sample rate.
     """
+    samples, found = decode_wav(content, where=where)
+    if (samples.shape[1], found) != (1, rate):
+        raise UserError(f"{where} has {samples.shape[1]} channels at {found} Hz; expected one of 16 bits at {rate} Hz: convert it")
+    return samples[:, 0]
+
+
+def decode_wav(content: bytes, *, where: str) -> tuple[Float[np.ndarray, "samples channels"], int]:
+    """(the samples of a 16-bit WAV file, float32 in -1..1; its sample rate in Hz).
+
+    Raises:
+      UserError: not such a file.
+    """
     try:
         with wave.open(io.BytesIO(content)) as file:
-            found = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
+            channels, bits, rate = file.getnchannels(), 8 * file.getsampwidth(), file.getframerate()
             frames = file.readframes(file.getnframes())
-    except (wave.Error, EOFError) as error:
-        raise UserError(f"{where} is no WAV file that can be read ({error}); fetch it again from where the data set is distributed") from error
-    if found != (1, 16, rate):
-        raise UserError(f"{where} has {found[0]} channels of {found[1]} bits at {found[2]} Hz; expected one of 16 bits at {rate} Hz: convert it")
-    return np.frombuffer(frames, "<i2").astype(np.float32) / 32768
+    except (wave.Error, EOFError, RuntimeError) as error:  # RuntimeError: a part longer than the file
+        reason = str(error) or "damaged"
+        raise UserError(f"{where} is no WAV file that can be read ({reason}); fetch it again from where the data set is distributed") from error
+    if bits != 16:
+        raise UserError(f"{where} has samples of {bits} bits; expected 16: convert it")
+    whole = len(frames) // (2 * channels) * channels
+    return np.frombuffer(frames, "<i2", whole).reshape(-1, channels).astype(np.float32) / 32768, rate
 
 
 def of_length(samples: Float[np.ndarray, " samples"], length: int) -> Float[np.ndarray, " length"]:

@@ -212,8 +212,9 @@ def fit(
 
 
 def of(feature: Feature) -> Tokeniser | Pretrained:
-    """The tokeniser that made a text feature's ids."""
-    return Pretrained(feature.tokeniser, feature.shape[0]) if feature.tokeniser else Tokeniser(feature.vocabulary, feature.shape[0])
+    """The tokeniser that made a text feature's ids, of one version of it."""
+    length = feature.shape[0] // feature.views
+    return Pretrained(feature.tokeniser, length) if feature.tokeniser else Tokeniser(feature.vocabulary, length)
 
 
 def spread(

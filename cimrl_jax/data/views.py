@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Int, Key
 
 from cimrl_jax.data import augment_image, augment_slots, augment_spectrogram, augment_table, augment_text
 from cimrl_jax.types import Feature
@@ -23,7 +23,7 @@ class ViewOptions:
     image: augment_image.Options = augment_image.Options()
     """Of every image modality."""
     text: augment_text.Options = augment_text.Options()
-    """Of every text modality."""
+    """Of every text modality. Where a text was translated back beforehand (prepare --back-translate), half of its views are made of that version."""
     spectrogram: augment_spectrogram.Options = augment_spectrogram.Options()
     """Of every spectrogram modality."""
     table: augment_table.Options = augment_table.Options()
@@ -56,13 +56,14 @@ def _change(feature: Feature, options: ViewOptions, synonyms: np.ndarray | None)
         case "text":
             table = np.zeros((len(feature.vocabulary), 1), np.int32) if synonyms is None else np.asarray(synonyms, np.int32)
             words, inner = augment_text.movable(feature.vocabulary), augment_text.continuing(feature.vocabulary)
-            return functools.partial(
+            edit = functools.partial(
                 augment_text.perturb,
                 options=options.text,
                 synonyms=jnp.asarray(table),
                 words=jnp.asarray(words),
                 pieces=jnp.asarray(inner) if inner.any() else None,
             )
+            return functools.partial(_of_one_version, change=edit, views=feature.views) if feature.views > 1 else edit
         case "spectrogram":
             return functools.partial(augment_spectrogram.perturb, options=options.spectrogram)
         case "table":
@@ -72,3 +73,13 @@ def _change(feature: Feature, options: ViewOptions, synonyms: np.ndarray | None)
             return functools.partial(augment_slots.choose_view, views=feature.views)
         case "slots":
             return functools.partial(augment_slots.perturb, options=options.slots)
+
+
+def _of_one_version(
+    ids: Int[Array, "b m"], key: Key[Array, ""], *, change: Callable[[Array, Key[Array, ""]], Array], views: int
+) -> Int[Array, "b m"]:
+    """One of each text's versions (m = views * length), each as likely, changes places with the first, the one that is read, and is changed there."""
+    choice, edit = jax.random.split(key)
+    chosen = augment_slots.choose_view(ids[..., None], choice, views=views)[..., 0]
+    length = ids.shape[1] // views
+    return jnp.concatenate([change(chosen[:, :length], edit), chosen[:, length:]], axis=1)

@@ -75,16 +75,16 @@ def _share(part: Array, whole: Array) -> Array:
 
 
 def count(
-    evidence: Mapping[str, Float[Array, "b n"]],
-    chosen: Mapping[str, Float[Array, "b n"]],
-    mask: Mapping[str, Bool[Array, "b n"]],
-    regions: Mapping[str, Mapping[str, Float[Array, "b n"]]],
+    evidence: Mapping[str, Float[Array, "b _"]],
+    chosen: Mapping[str, Float[Array, "b _"]],
+    mask: Mapping[str, Bool[Array, "b _"]],
+    regions: Mapping[str, Mapping[str, Float[Array, "b _"]]],
     weight: Float[Array, " b"],
 ) -> Alignment:
     """`align` of every modality with each target ("cause", "shortcut") that has regions in it.
 
     `evidence` and `chosen` are as `Method.explain` gives them, `mask` from `Model.embed`, `regions[target]` from `Model.regions`: shares in 0..1 of
-    each slot.
+    each slot. Modalities have numbers of slots of their own.
     """
     return {
         name: {target: align(evidence[name], chosen[name], mask[name], shares[name], weight) for target, shares in regions.items() if name in shares}

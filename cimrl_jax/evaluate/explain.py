@@ -141,7 +141,7 @@ def _card(
         card["edited_image"] = pictures[image][i] if edited and not layout[image].raw else None
     if text is not None:
         words = declared[text].vocabulary
-        ids = np.asarray(raw[text][i])
+        ids = np.asarray(raw[text][i])[: declared[text].shape[0] // declared[text].views]
         card["words"] = [words[k] for k in ids[ids > 0]]
         card["edited_words"] = [words[k] for k in pictures[text][i][told["edited"][text].mask[i]]] if edited and not layout[text].raw else None
     shown = {text: len(card.get("words", ()))}

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cimrl_jax import metrics
-from cimrl_jax.data.source import Source
+from cimrl_jax.data.source import Answers, Source
 from cimrl_jax.errors import UserError, nearest
 
 SPLIT_METRICS = (
@@ -65,9 +65,14 @@ def sums_of(
 
 
 def evaluate_split(
-    logits: Float[np.ndarray, "n c"], source: Source, train_group_shares: Float[np.ndarray, " g"] | Sequence[float] | None, group_names: Sequence[str]
+    logits: Float[np.ndarray, "n c"],
+    source: Source,
+    train_group_shares: Float[np.ndarray, " g"] | Sequence[float] | None,
+    group_names: Sequence[str],
+    answers: Answers | None = None,
 ) -> metrics.Report:
-    """One member's metrics on one split, in the form of results.json: `SPLIT_METRICS`, see `metrics.finish`.
+    """One member's metrics on one split, in the form of results.json: `SPLIT_METRICS`, see `metrics.finish`; with `answers` also "vqa_accuracy" and
+    "vqa_accuracy/KIND", in which the questions without a class count as wrong.
 
     The shares are those of the training split (`metrics.group_shares`), None where its groups are unknown.
 
@@ -79,7 +84,15 @@ def evaluate_split(
     sums = sums_of(logits, source.label, source.group, num_groups=len(group_names))
     area = metrics.auroc(logits, source.label)
     report = metrics.finish(sums, group_names=group_names, train_group_shares=train_group_shares, auroc=area)
-    return {name: report[name] for name in SPLIT_METRICS}
+    return {name: report[name] for name in SPLIT_METRICS} | ({} if answers is None else _vqa(logits, answers))
+
+
+def _vqa(logits: Float[np.ndarray, "n c"], answers: Answers) -> dict[str, float | None]:
+    right = metrics.vqa_accuracy(logits.argmax(1), answers.classes) * np.isfinite(logits).all(1)
+    sums = np.bincount(answers.kind, right, minlength=len(answers.kinds))
+    counts = np.bincount(answers.kind, minlength=len(answers.kinds)) + answers.left_out
+    parts = {f"vqa_accuracy/{kind}": float(own / n) if n else None for kind, own, n in zip(answers.kinds, sums, counts, strict=True)}
+    return {"vqa_accuracy": float(sums.sum() / counts.sum()) if counts.sum() else None, **parts}
 
 
 def average_drop(splits: Mapping[str, Mapping[str, Any]], *, metric: str = "accuracy") -> dict[str, float | None]:

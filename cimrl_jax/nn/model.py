@@ -94,10 +94,15 @@ def build_encoder(name: str, feature: Feature, section: Mapping[str, Any], sizes
     if isinstance(options, Tuning) and options.freeze == "all" and not options.lora_rank:
         shared["dropout"] = 0.0  # what nothing of moves is one function, whether it is run in the step or its output is kept
     try:
-        found = module.build(options, feature=feature.raw or feature, **shared)
+        found = module.build(options, feature=_one_version(feature.raw or feature), **shared)
         return found if feature.raw is None else Cached(feature, found, sizes)
     except UserError as error:  # an encoder does not know which modality it reads
         raise OptionError(f"model.{name}", str(error)) from error
+
+
+def _one_version(raw: Feature) -> Feature:
+    """What is read of an example that has several versions: the first."""
+    return dataclasses.replace(raw, shape=(raw.shape[0] // raw.views, *raw.shape[1:]), views=1)
 
 
 def _chosen(name: str, section: Mapping[str, Any], kind: Kind) -> tuple[types.ModuleType, Any]:

@@ -92,10 +92,19 @@ def render(results: Results, metrics_rows: Iterable[Mapping[str, Any]], gallery_
         identified=identified,
         cards=[gallery.card(entry) for entry in gallery_entries],
         costs=tables.cost_rows(results),
+        data=results.data,
+        data_names=data_names(results.data),
         config_text=_yaml(config),
         environment=[(name.replace("_", " "), value) for name, value in results.environment.items() if value is not None],
         version=results.environment.get("cimrl_jax"),
     )
+
+
+def data_names(data: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """(what the rows of each split are counted by: "groups", or "classes" where no group is known; the names of these, in order of appearance)."""
+    splits = list((data.get("splits") or {}).values())
+    kind = "groups" if any(split.get("groups") for split in splits) else "classes"
+    return kind, list(dict.fromkeys(name for split in splits for name in split.get(kind) or {}))
 
 
 def template(name: str) -> Any:

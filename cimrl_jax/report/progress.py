@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 class Bar:
-    """One method's progress. `rate` is steps per second over the last updates, so that compiling does not spoil it for long."""
+    """One work's progress. `rate` is steps per second over the last updates, so that compiling does not spoil it for long."""
 
-    def __init__(self, name: str, *, total: int, completed: int, batch_size: int, changed: Callable[[Bar], None], clock: Callable[[], float]):
-        self.name, self.total, self.completed, self.batch_size = name, total, completed, batch_size
+    def __init__(
+        self, name: str, *, total: int, completed: int, batch_size: int, unit: str, changed: Callable[[Bar], None], clock: Callable[[], float]
+    ):
+        self.name, self.total, self.completed, self.batch_size, self.unit = name, total, completed, batch_size, unit
         self.figures: dict[str, Any] = {}
         self._changed, self._clock = changed, clock
         self._times = collections.deque([(clock(), completed)], maxlen=20)
@@ -42,7 +44,7 @@ class Bar:
         """Everything but the name and the count, in one line."""
         parts = []
         if self.rate:
-            parts.append(f"{self.rate:.0f} steps/s" if self.rate >= 100 else f"{self.rate:.3g} steps/s")
+            parts.append(f"{self.rate:.0f} {self.unit}/s" if self.rate >= 100 else f"{self.rate:.3g} {self.unit}/s")
             if self.batch_size:
                 parts.append(f"{self.rate * self.batch_size:.0f} examples/s")
         if self.remaining is not None and self.completed < self.total:
@@ -92,9 +94,9 @@ class Progress:
             self._live.stop()
             self._live = None
 
-    def task(self, name: str, *, total: int, completed: int = 0, batch_size: int = 0) -> Bar:
-        """A new bar. `completed`: where a resumed run starts; `batch_size`: examples per step, to tell examples/s."""
-        bar = Bar(name, total=total, completed=completed, batch_size=batch_size, changed=self._changed, clock=self._clock)
+    def task(self, name: str, *, total: int, completed: int = 0, batch_size: int = 0, unit: str = "steps") -> Bar:
+        """A new bar. `completed`: where a resumed run starts; `batch_size`: examples per step, to tell examples/s; `unit`: what is counted."""
+        bar = Bar(name, total=total, completed=completed, batch_size=batch_size, unit=unit, changed=self._changed, clock=self._clock)
         self._bars[bar] = self._live.add_task(name, total=total, completed=completed, told="") if self._live is not None else None
         self._told[bar] = self._clock()
         return bar

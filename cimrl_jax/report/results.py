@@ -55,6 +55,8 @@ class Results:
     settings: Sequence[Mapping[str, Any]] = ()
     """Every setting that a sweep tried: {"method", "setting": {dotted key: value}, "score", "rule", "n", "chosen",
     "splits": {split: {metric: {"mean", "std"}}}}, where "score" is the validation score under "rule", a mean over "n" seeds."""
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What the data set held: {"name", "notes", "skipped": [row, ...], "splits": {split: {"rows", "classes": {name: n}, "groups": {name: n}}}}."""
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:

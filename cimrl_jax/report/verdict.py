@@ -20,20 +20,21 @@ def verdict(results: Results) -> list[str]:
     """Sentences: whether ERM fell for the shortcut, how much of the gap each method closed, and which rule selected the models."""
     sentences = [_fall(results)]
     methods = [method for method in results.methods() if method not in (BASELINE, CEILING)]
-    ceiling = results.cell(CEILING, "test_balanced", "worst_group_accuracy")
-    base = results.cell(BASELINE, "test_balanced", "worst_group_accuracy")
+    split = results.headline_split()
+    ceiling = results.cell(CEILING, split, "worst_group_accuracy")
+    base = results.cell(BASELINE, split, "worst_group_accuracy")
     if ceiling and base:
         sentences.append(
             f"Where the shortcut is randomised in training, ERM's worst group reaches {_percent(ceiling)} instead of {_percent(base)}: the ceiling."
         )
     gap_name = "that gap" if ceiling and base else "the gap between ERM and the ceiling"
     if len(methods) > MOST_TOLD:
-        worsts = {method: results.cell(method, "test_balanced", "worst_group_accuracy") for method in methods}
+        worsts = {method: results.cell(method, split, "worst_group_accuracy") for method in methods}
         sentences.append(f"Of {len(methods)} methods, the {BEST_TOLD} with the highest worst group, which the tests themselves picked out:")
         methods = sorted(methods, key=lambda method: -cell.mean if (cell := worsts[method]) else 1.0)[:BEST_TOLD]
     level = f"{100 * results.level():g}{PERCENT} interval"
     for method in methods:
-        gap, worst = results.gap(method), results.cell(method, "test_balanced", "worst_group_accuracy")
+        gap, worst = results.gap(method), results.cell(method, split, "worst_group_accuracy")
         if gap is not None:
             sign = -1 if gap.mean < 0 else 1
             ends = sorted(100 * sign * end for end in (gap.low, gap.high) if end is not None)
@@ -48,7 +49,7 @@ def verdict(results: Results) -> list[str]:
             against = f" against ERM's {_percent(base)}" if base else ""
             sentences.append(f"{method} reaches {_percent(worst)} on its worst group{against}; no share of a gap can be given.")
         else:
-            sentences.append(f"{method} has no worst-group accuracy on the balanced split.")
+            sentences.append(f"{method} has no worst-group accuracy on {split}.")
     rules = list(dict.fromkeys(str(run["selected_by"]) for run in results.runs if run.get("selected_by")))
     if rules:
         sentences.append(f"Models were selected by {'; '.join(RULES.get(rule, rule) for rule in rules)}.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -40,6 +42,7 @@ class Feed:
         size = sum(x.nbytes for x in jax.tree.leaves(arrays)) if arrays is not None else 0
         fits = resident == "yes" or (resident == "auto" and size <= RESIDENT_BYTES)
         self.resident = arrays is not None and fits
+        self._background, self._closed = concurrent.futures.ThreadPoolExecutor(1, "feed"), threading.Event()
         self.enter(None, (), ())
         if self.resident and arrays is not None:
             index = np.arange(len(source), dtype=np.int32)
@@ -52,7 +55,7 @@ class Feed:
         Raises:
           UserError: a member is left without rows.
         """
-        self._ready: tuple[int, int, np.ndarray] | None = None
+        self._ready: tuple[tuple[int, int], concurrent.futures.Future[Any]] | None = None
         n = len(self._source)
         if draw is None:
             everything = np.arange(n)
@@ -74,23 +77,36 @@ class Feed:
         return [kinds.index(kind) for kind in first], [first.index(kind) for kind in kinds]
 
     def __call__(self, first: int, count: int) -> Any:
-        """The data of the steps first, ..., first + count - 1, filled up to a whole chunk."""
-        where = sharding(self._mesh, None, "member", "data")
-        if self._ready is None or self._ready[:2] != (first, count):
+        """The data of the steps first, ..., first + count - 1, filled up to a whole chunk.
+
+        Raises:
+          UserError: an example cannot be read.
+        """
+        if self._ready is None or self._ready[0] != (first, count):
             self.prepare(first, count)
         assert self._ready is not None
-        rows = self._ready[2]
-        if self.resident:
-            return self._columns, place(rows, where)
-        return self._load(rows, count, where)
+        data = self._ready[1].result()
+        self._ready = None  # or the chunk would take room as long as it is trained on
+        return data
 
     def prepare(self, first: int, count: int) -> None:
-        """Draws the rows `[chunk, members, b]` of these steps."""
-        chunk = self._chunk
-        drawn = {key: rows[order.rows(first, count)] for key, (order, rows) in {id(own[0]): own for own in self._orders}.items()}
-        rows = np.stack([drawn[id(order)] for order, _ in self._orders], axis=1)
-        padding = np.zeros((chunk - count, *rows.shape[1:]), rows.dtype)
-        self._ready = first, count, np.concatenate([rows, padding]).astype(np.int32)
+        """Begins to make the data of these steps ready, in the background: while the device computes, the next chunk is read and sent to it."""
+        if self._ready is not None:
+            self._ready[1].cancel()
+        self._ready = (first, count), self._background.submit(self._data, self._orders, first, count)
+
+    def close(self) -> None:
+        """Ends the reading in the background: what was begun is given up."""
+        self._closed.set()
+        self._background.shutdown(wait=False, cancel_futures=True)
+
+    def _data(self, orders: list[tuple[pipeline.Order, np.ndarray]], first: int, count: int) -> Any:
+        where = sharding(self._mesh, None, "member", "data")
+        drawn = {key: rows[order.rows(first, count)] for key, (order, rows) in {id(own[0]): own for own in orders}.items()}
+        rows = np.stack([drawn[id(order)] for order, _ in orders], axis=1)  # [count, members, b]
+        padding = np.zeros((self._chunk - count, *rows.shape[1:]), rows.dtype)
+        rows = np.concatenate([rows, padding]).astype(np.int32)
+        return (self._columns, place(rows, where)) if self.resident else self._load(rows, count, where)
 
     def _load(self, rows: np.ndarray, count: int, where: NamedSharding) -> Batch:
         """The batches of these rows `[chunk, members, b]`, read by grain's threads: each process reads only what its own devices need."""
@@ -106,16 +122,15 @@ class Feed:
         return Batch(**jax.tree_util.tree_map_with_path(column, next(iter(blocks.values()))))
 
     def _read(self, rows: np.ndarray, count: int) -> dict[str, Any]:
-        """The records of rows `[chunk, members, b]`; steps from `count` on, which no one looks at, are zero."""
-        flat = rows[:count].reshape(-1, rows.shape[-1])
-        loaded = pipeline.stream(self._source, lambda k: flat[k].astype(np.int64), first=0, count=len(flat))
-        batches = [{**fields, "group": self._group[fields["index"]]} for fields in loaded]
-
-        def stack(*parts: np.ndarray) -> np.ndarray:
-            whole = np.stack(parts).reshape(count, rows.shape[1], *parts[0].shape)
-            return np.concatenate([whole, np.zeros((len(rows) - count, *whole.shape[1:]), whole.dtype)])
-
-        return jax.tree.map(stack, *batches)
+        """The records of rows `[chunk, members, b]`, once where members see the same; steps from `count` on, which no one looks at, are zero."""
+        _, places, kinds = np.unique(rows[:count], axis=1, return_index=True, return_inverse=True)
+        leaders = np.sort(places)
+        members = np.searchsorted(leaders, places[kinds.reshape(-1)])
+        flat = rows[:count, leaders].reshape(-1).astype(np.int64)
+        whole = pipeline.gather(self._source, flat, size=len(rows) * len(leaders) * rows.shape[-1], stopped=self._closed.is_set)
+        whole["group"][: len(flat)] = self._group[flat]
+        whole = jax.tree.map(lambda x: x.reshape(len(rows), len(leaders), rows.shape[-1], *x.shape[1:]), whole)
+        return whole if len(leaders) == len(members) else jax.tree.map(lambda x: x[:, members], whole)
 
 
 def _corner(part: tuple[slice, ...]) -> tuple[int, ...]:

@@ -24,7 +24,7 @@ from cimrl_jax.nn.model import bound
 from cimrl_jax.train import step as fused
 from cimrl_jax.train.checkpoint import Checkpoints
 from cimrl_jax.train.feed import Feed
-from cimrl_jax.train.mesh import place, sharding
+from cimrl_jax.train.mesh import agreed, any_of, first, gathered, place, sharding
 from cimrl_jax.train.optimizer import MakeOptimizer
 from cimrl_jax.types import Method, Model, Spec, Told, TrainState
 
@@ -154,10 +154,9 @@ def restore(program: Program, rules: tuple[str, ...], folder: pathlib.Path) -> t
 
 
 def _trained(carry: dict[str, Any], clock: dict[str, float]) -> Trained:
-    selected = {
-        rule: Selected(best["params"], best["method"], np.asarray(best["step"]), np.asarray(best["score"])) for rule, best in carry["best"].items()
-    }
-    return Trained(selected, carry["state"].hyper, carry["state"], clock)
+    best = gathered(carry["best"])
+    selected = {rule: Selected(own["params"], own["method"], np.asarray(own["step"]), np.asarray(own["score"])) for rule, own in best.items()}
+    return Trained(selected, gathered(carry["state"].hyper), carry["state"], clock)
 
 
 def _member(program: Program) -> Callable[..., Any]:
@@ -174,7 +173,7 @@ def _fresh(program: Program, rules: tuple[str, ...]) -> dict[str, Any]:
     # Member by member and not under one jit: the model's init is compiled once and serves all members and methods.
     members = [_member(program)(seed, own) for seed, own in zip(program.seeds, program.hyper, strict=True)]
     state = jax.tree.map(lambda *parts: jnp.stack(parts), *members)
-    return jax.device_put(_carry(state, rules), sharding(program.mesh, "member"))
+    return place(_carry(state, rules), sharding(program.mesh, "member"))
 
 
 def _like(program: Program, rules: tuple[str, ...]) -> dict[str, Any]:
@@ -198,7 +197,8 @@ def _start(
     else:
         done, carry, saved = checkpoints.restore(_like(program, rules))
         clock |= saved
-    _forget(metrics_file, program.name, after=done)
+    if first():
+        _forget(metrics_file, program.name, after=done)
     return carry, clock, done
 
 
@@ -213,43 +213,48 @@ def _run(
     done: int,
 ) -> dict[str, Any]:
     steps, ends, stages = program.spec.steps, program.boundaries(), program.method.stages
-    feed = program.feed()
     select = jax.jit(_select, donate_argnums=0)
     compiled, current = None, -1
-    with _signals() as caught:
+
+    def stop(done: int, stage: int) -> int:
+        return min(ends[stage], *(_next(done, every, steps) for every in (program.chunk, plan.eval_every, plan.checkpoint_every)))
+
+    with contextlib.closing(program.feed()) as feed, _signals() as caught:
         while done < steps:
             stage = next(i for i, end in enumerate(ends) if done < end)
             if stage != current:
                 began = time.perf_counter()
-                carry["state"] = _enter(program, plan, stage, carry["state"], feed, first=done == [0, *ends][stage])
+                carry["state"] = _enter(program, plan, stage, carry["state"], feed, begins=done == [0, *ends][stage])
                 compiled, current = _compile(program, stage, carry["state"], feed), stage
                 clock["compile_seconds"] += time.perf_counter() - began
             assert compiled is not None
-            end = min(_next(done, every, steps) for every in (program.chunk, plan.eval_every, plan.checkpoint_every))
-            end = min(end, ends[stage])
+            end = stop(done, stage)
             began = time.perf_counter()
             carry["state"], metrics = compiled(carry["state"], feed(done, end - done), jnp.int32(end - done))
             if end < ends[stage]:
-                feed.prepare(end, min(program.chunk, ends[stage] - end))  # while the device computes
+                feed.prepare(end, stop(end, stage) - end)  # while the device computes
             figures = jax.device_get(metrics)
             if end == steps and current < len(stages) - 1:  # a last stage without steps
                 current = len(stages) - 1
-                carry["state"] = jax.block_until_ready(_enter(program, plan, current, carry["state"], feed, first=True))
+                carry["state"] = jax.block_until_ready(_enter(program, plan, current, carry["state"], feed, begins=True))
             clock["seconds"] += time.perf_counter() - began
             clock["steps_timed"] += end - done
             done = end
             rows = [_row(program, i, done, {name: value[i] for name, value in figures.items()}) for i in range(program.members)]
             if done == _next(done - 1, plan.eval_every, steps):
                 scores, validation = plan.score(carry["state"], done)
+                scores = agreed(scores)
                 if current == len(stages) - 1:
                     carry["best"] = select(carry["best"], carry["state"], {rule: np.asarray(scores[rule], np.float32) for rule in plan.rules})
                 rows += [_row(program, i, done, {"split": "validation", **own}) for i, own in enumerate(validation)]
-            _append(metrics_file, rows)
+            if first():
+                _append(metrics_file, rows)
+            signalled = any_of(max(caught, default=0))
             bar.update(completed=done, loss=float(np.mean(figures["loss"])), accuracy=float(np.mean(figures["accuracy"])))
-            if caught or done == _next(done - 1, plan.checkpoint_every, steps):
+            if signalled or done == _next(done - 1, plan.checkpoint_every, steps):
                 checkpoints.save(done, carry, clock=clock)
-            if caught:
-                raise Interrupted(caught[0])
+            if signalled:
+                raise Interrupted(signalled)
     return carry
 
 
@@ -263,37 +268,37 @@ def _compile(program: Program, stage: int, states: Any, feed: Feed) -> Callable[
         fetch = fused.resident if feed.resident else fused.streamed
         return fused.make_chunk(step, fetch, together=program.together, prepare=prepare)(states, data, count)
 
-    where, held = sharding(program.mesh, "member"), place(program.model.held, sharding(program.mesh))
-    compiled = jax.jit(chunk, donate_argnums=0, out_shardings=(where, where)).lower(states, feed(0, 1), jnp.int32(1), held).compile()
+    # Metrics lie on every device, so that every process can read them.
+    where, everywhere = sharding(program.mesh, "member"), sharding(program.mesh)
+    held = place(program.model.held, everywhere)
+    compiled = jax.jit(chunk, donate_argnums=0, out_shardings=(where, everywhere)).lower(states, feed(0, 1), jnp.int32(1), held).compile()
     return lambda states, data, count: compiled(states, data, count, held)
 
 
-SAID = ("logits", "features", "inferred")
-"""What members say of a split, each for itself."""
+OF_EACH = Told(logits=0, features=0, label=None, group=None, inferred=0)  # type: ignore[arg-type]
+"""What members say of a split, each for itself, and what holds for all: the axes of a `vmap` over members."""
 
 
-def _enter(program: Program, plan: Plan, stage: int, states: Any, feed: Feed, *, first: bool) -> Any:
-    """Makes every member ready for the stage: `enter` and a fresh optimiser if it begins (`first`), and the rows that it draws."""
+def _enter(program: Program, plan: Plan, stage: int, states: Any, feed: Feed, *, begins: bool) -> Any:
+    """Makes every member ready for the stage: `enter` and a fresh optimiser if it `begins`, and the rows that it draws."""
     own = program.method.stages[stage]
-    if first and stage:
+    if begins and stage:
         told = plan.read(states, own.reads) if own.reads else None
 
-        def one(held: Any, state: Any, *said: Any) -> Any:
+        def one(held: Any, state: Any, told: Told | None) -> Any:
             method, params, model = state.method, state.params, bound(program.model, held)
             if own.enter is not None:
                 key = jax.random.fold_in(state.key, 3 + stage)
                 fresh, _ = fused.init_params(key, model=model, method=program.method, spec=program.spec)
-                known = told and dataclasses.replace(told, **dict(zip(SAID, said, strict=True)))
-                method, params = own.enter(method, state.hyper, model, params, fresh, known)
+                method, params = own.enter(method, state.hyper, model, params, fresh, told)
             # A stage without steps has no use for an optimiser: the state of the last one that was at work stays.
             begun = state.opt_state if own.loss is None else program.stage_optimizer(stage)(state.hyper).init(params)
             return dataclasses.replace(state, method=method, params=params, opt_state=begun)
 
         where, held = sharding(program.mesh, "member"), place(program.model.held, sharding(program.mesh))
-        said = [getattr(told, name) for name in SAID if told]
-        states = jax.jit(jax.vmap(one, in_axes=(None, *[0] * (1 + len(said)))), out_shardings=where)(held, states, *said)
+        states = jax.jit(jax.vmap(one, in_axes=(None, 0, told and OF_EACH)), out_shardings=where)(held, states, told)
     if own.loss is not None:
-        held = jax.device_get(states.method) if own.draw else ()
+        held = jax.device_get(gathered(states.method)) if own.draw else ()
         feed.enter(own.draw, [jax.tree.map(lambda x, i=i: x[i], held) for i in range(program.members)], program.hyper)
     return states
 

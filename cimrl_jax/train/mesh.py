@@ -1,10 +1,16 @@
-"""Devices as a mesh with axes ("member", "data"): members of a sweep on one, the rows of a batch on the other."""
+"""Devices as a mesh with axes ("member", "data"): members of a sweep on one, the rows of a batch on the other. They may be of several processes.
+
+Of several processes each runs the whole program: all hold the same config and data set and draw the same rows, each feeds its own devices, and what
+the host looks at is gathered to every one of them. Only the first writes files.
+"""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import ArrayLike
@@ -42,7 +48,64 @@ def place(tree: Any, where: NamedSharding) -> Any:
     """Arrays that every process holds whole, as global arrays."""
 
     def one(x: ArrayLike) -> jax.Array:
+        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, where, lambda part: x[part])
 
     return jax.tree.map(one, tree)
+
+
+def join() -> None:
+    """Makes this process one of several that train together, unless it is already: as a cluster's scheduler says (SLURM, Open MPI, a TPU pod,
+    Kubernetes), or the variables JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+    Raises:
+      UserError: neither says which processes there are, or they do not find one another.
+    """
+    if jax.distributed.is_initialized():
+        return
+    count, number = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        given: dict[str, Any] = {"num_processes": int(count or ""), "process_id": int(number or "")} if count or number else {}
+        # The others wait while the first evaluates.
+        jax.distributed.initialize(**given, shutdown_timeout_seconds=7 * 24 * 3600)
+    except (ValueError, RuntimeError) as error:
+        expected = "start it under SLURM, Open MPI or on a TPU pod, or set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        raise UserError(f"train.distributed: cannot join the other processes ({' '.join(str(error).split())}); {expected}") from error
+
+
+def first() -> bool:
+    """Whether this process is the one that writes files and shows progress."""
+    return jax.process_index() == 0
+
+
+def gathered(tree: Any) -> Any:
+    """Global arrays as this process can look at them: of several processes, NumPy arrays on each; of one, as they are."""
+    if jax.process_count() == 1:
+        return tree
+
+    def whole(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        return np.asarray(jax.jit(lambda x: x, out_shardings=NamedSharding(x.sharding.mesh, PartitionSpec()))(x))  # type: ignore[attr-defined]
+
+    return jax.tree.map(whole, tree)
+
+
+def agreed(value: Any) -> Any:
+    """What the first process has of arrays that all have, so that none decides otherwise than the others."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all(value))
+
+
+def any_of(value: int) -> int:
+    """The greatest of all processes' numbers."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(np.max(multihost_utils.process_allgather(np.int32(value))))

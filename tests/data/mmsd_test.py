@@ -243,3 +243,67 @@ def test_both_texts_are_made_by_their_checkpoints_tokenisers(folder, tmp_path):
         assert (marks.any(1) == again.any(1)).all()
         for mask, ids in zip(again, other.inputs["text"], strict=True):
             assert set(reader.decode(np.where(mask, ids, 0)).split()) <= {"#"}
+
+
+@pytest.fixture
+def shown(folder, tmp_path) -> pathlib.Path:
+    """The posts with pictures, but for those of 3002 and 1000."""
+    layouts = pytest.importorskip("tests.data.layouts")
+    pytest.importorskip("PIL.Image")
+    shutil.copytree(folder, path := tmp_path / "shown")
+    for number in (*range(1000, 1080), 902, *range(2000, 2016), *range(3000, 3056)):
+        if number not in (3002, 1000):
+            layouts.picture(path / "dataset_image" / f"{number}.jpg", number, width=12, height=10)
+    return path
+
+
+@pytest.mark.parametrize("changes", [{}, {"train_on": "mmsd1", "train": 40, "mask_emoji": True}])
+def test_with_pictures_all_else_stays_as_it_is(folder, shown, changes):
+    plain, whole = _build(folder, **changes), mmsd.build(Options(size=8, **changes), path=shown)
+    assert {name: feature for name, feature in whole.features.items() if name != "image"} == plain.features
+    assert whole.features["image"].shape == (8, 8, 3) and set(whole.splits) == set(plain.splits)
+    assert (whole.group_names, whole.attribute_names, whole.class_names) == (plain.group_names, plain.attribute_names, plain.class_names)
+    for name, source in whole.splits.items():
+        own, rows = _split(plain, name), np.arange(len(source))
+        assert (source.label == own.label).all() and (source.group == own.group).all()
+        records = source.load(rows)
+        for modality, values in own.inputs.items():
+            assert (records["inputs"][modality] == values).all() and (records["present"][modality] == own.present[modality]).all()
+        assert source.regions is not None and own.regions is not None
+        assert (source.regions["shortcut"]["text"][rows] == np.asarray(own.regions["shortcut"]["text"])).all()
+
+
+def test_a_post_has_its_own_picture_and_without_one_it_stays(shown):
+    from PIL import Image
+
+    dataset = mmsd.build(Options(size=10), path=shown)
+    records = dataset.split("test").load(np.arange(56))
+    present = records["present"]["image"]
+    assert present.tolist() == [number != 3002 for number in range(3000, 3056)] and not records["inputs"]["image"][2].any()
+    for number in (3000, 3055):
+        expected = np.asarray(Image.open(shown / "dataset_image" / f"{number}.jpg"))[:, 1:-1]
+        assert np.abs(records["inputs"]["image"][number - 3000].astype(int) - expected).max() <= 2
+    # 1000 in training, 3002 among the test posts of all three kinds.
+    assert "image is absent in 4 of" in dataset.notes and not dataset.skipped
+
+
+def test_pictures_may_be_demanded_or_left_alone(folder, shown):
+    assert "image" not in mmsd.build(Options(pictures="no"), path=shown).features
+    with pytest.raises(UserError, match="pictures is yes, but .* has no folder dataset_image; .*--data.pictures no"):
+        _build(folder, pictures="yes")
+
+
+def test_pictures_that_cannot_be_read_are_named(shown):
+    (shown / "dataset_image" / "1001.jpg").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"train of mmsd1, post 1001: undecodable picture: .*1001\.jpg"):
+        mmsd.build(Options(size=8), path=shown)
+    dataset = mmsd.build(Options(size=8, on_bad_row="skip"), path=shown)
+    assert len(dataset.split("train")) == 80 and len(dataset.skipped) == 1
+
+
+def test_fewer_posts_than_published_are_said_and_more_refused(folder, tmp_path):
+    assert "train has 81 posts of 19816 as published" in _build(folder).notes and "test_ood has 2 posts of 400 as published" in _build(folder).notes
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "dmsd_cl" / "ood_all.txt").write_text("".join(f"[{number},fun,1]\n" for number in range(401)))
+    with pytest.raises(UserError, match="test_ood has 401 posts of 400 as published"):
+        _build(tmp_path / "copy")

@@ -1,8 +1,11 @@
-"""The order of reading is a law of (seed, batch number), and the streams give what the source holds."""
+"""The order of reading is a law of (seed, batch number), and what is gathered is what the source holds."""
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
 import itertools
+import operator
 import sys
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cimrl_jax.data.pipeline import Order, evaluation_batches, evaluation_rows, share, stream, take
+from cimrl_jax.data.pipeline import Order, evaluation_batches, evaluation_rows, gather, share, take
 from cimrl_jax.data.source import ArraySource
 from cimrl_jax.errors import UserError
 
@@ -105,32 +108,30 @@ def test_bad_orders_are_refused(arguments, message):
         Order(**({"n": 4, "batch_size": 2, "seed": 0} | arguments))
 
 
-def test_without_grain_the_order_still_works_and_streaming_says_what_to_install(monkeypatch):
+def test_without_grain_the_order_still_works_and_gathering_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "grain", None)
     assert Order(10, 5, 7).rows(0, 2).tolist() == FROZEN["numpy"]
     with pytest.raises(UserError, match="pip install grain"):
-        stream(_source(), lambda number: np.arange(2), first=0, count=1)
+        gather(_source(), np.arange(2), size=2)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_the_stream_equals_loading_directly(threads):
-    source, order = _source(), Order(23, 8, 2)
-    batches = list(stream(source, lambda number: share(order.rows(number, 1)[0], 1, 2), first=4, count=7, threads=threads))
-    assert len(batches) == 7
-    for number, batch in enumerate(batches):
-        rows = share(order.rows(4 + number, 1)[0], 1, 2)
-        assert (batch["index"] == rows).all() and batch["index"].dtype == np.int32
-        assert (batch["label"] == source.label[rows]).all() and (batch["group"] == source.group[rows]).all()
-        assert (batch["weight"] == 1).all()
-        for name, values in source.inputs.items():
-            assert (batch["inputs"][name] == values[rows]).all() and batch["inputs"][name].dtype == values.dtype
-            assert (batch["present"][name] == source.present[name][rows]).all()
+@pytest.mark.parametrize("count", [1, 16, 37])
+def test_gathering_equals_taking_and_ends_in_zeros(threads, count):
+    source = _source()
+    rows = Order(23, count, 0).rows(0, 1)[0]
+    found, expected = gather(source, rows, size=count + 5, threads=threads), take(source, rows)
+    for path in (("inputs", "image"), ("inputs", "text"), ("present", "image"), ("present", "text"), ("label",), ("group",), ("index",), ("weight",)):
+        whole, own = (np.asarray(functools.reduce(operator.getitem, path, tree)) for tree in (found, expected))
+        assert whole.dtype == own.dtype and (whole[:count] == own).all() and not whole[count:].any() and len(whole) == count + 5
+        assert not whole.ctypes.data % 64
 
 
-def test_the_stream_may_be_endless():
-    order = Order(23, 8, 2)
-    batches = stream(_source(), lambda number: order.rows(number, 1)[0], first=0, count=10**9)
-    assert [batch["index"].tolist() for batch in itertools.islice(batches, 3)] == order.rows(0, 3).tolist()
+def test_gathering_can_be_stopped():
+    calls = itertools.count()
+    with pytest.raises(concurrent.futures.CancelledError):
+        gather(_source(), np.zeros(16 * 50, int), size=16 * 50, stopped=lambda: next(calls) == 3)
+    assert next(calls) == 4
 
 
 @pytest.mark.parametrize(("n", "size"), [(23, 8), (24, 8), (3, 8), (1, 1)])

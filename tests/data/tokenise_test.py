@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cimrl_jax.data import augment_text, synonyms, tokenise, views
+from cimrl_jax.data import augment_text, listing, synonyms, tokenise, views
 from cimrl_jax.errors import UserError
 from cimrl_jax.types import Expected
 from cimrl_jax.vocabulary import checkpoint_ids
+from tests.nn import cases
 
 TEXTS = ["The cat sat.", "the dog sat, too", "a cat"]
 
@@ -194,3 +195,27 @@ def test_a_tokeniser_without_padding_is_refused(folders, tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>"}))
     with pytest.raises(UserError, match="does not name its pad, unk, cls and sep tokens"):
         tokenise.Pretrained(str(tmp_path), 5)
+
+
+def test_longer_texts_of_other_splits_are_cut_to_the_trainings_length_so_that_nothing_is_compiled_again():
+    texts = ["two words", "three more words", *(" ".join(["long"] * count) for count in (9, 20, 40))]
+    rows = {"train": np.arange(2), "validation": np.array([2]), "test": np.array([3, 4])}
+    own = listing.Listing(
+        name="posts",
+        columns={"text": listing.Texts(texts)},
+        label=np.array([0, 1, 0, 1, 0]),
+        class_names=("no", "yes"),
+        splits=rows,
+        origins=listing.Lines("posts.csv", range(5)),
+        notes="made up",
+    )
+    dataset = listing.assemble(own, listing.Options())
+    feature, traces = dataset.features["text"], []
+    assert feature.shape == (8,), "that of the training texts, up to a multiple of 8"
+    model = cases.make({"text": feature})
+    params = model.init(jax.random.key(0))
+    embed = jax.jit(lambda ids, present: traces.append(ids.shape) or model.embed(params, {"text": ids}, {"text": present}))
+    for source in dataset.splits.values():
+        records = source.load(np.zeros(4, int))
+        assert embed(jnp.asarray(records["inputs"]["text"]), jnp.asarray(records["present"]["text"]))["text"].mask.shape == (4, 8)
+    assert traces == [(4, 8)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,7 +103,7 @@ def test_with_everything_off_nothing_changes(inputs):
 
 
 def _image(images, seed=0, allowed=False, **options):
-    still = {"crop_least": 1.0, "aspect": 1.0, "flip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
+    still = {"crop_least": 1.0, "aspect": 1.0, "flip": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
     return np.asarray(IMAGE(images, jax.random.key(seed), options=augment_image.Options(**(still | options)), flip=allowed))
 
 
@@ -139,6 +142,21 @@ def test_colour_jitter_does_what_its_names_say(inputs):
     assert (faded != original).any()
 
 
+def test_hues_turn_and_keep_grey_and_strength():
+    rng = np.random.default_rng(0)
+    flat = np.repeat(rng.integers(100, 156, (B, 1, 1, 3), np.uint8), 4, 1)
+    images = jnp.asarray(np.repeat(np.concatenate([flat, np.full_like(flat, 130)], 2), 3, 2))
+    turned = np.asarray(_image(images, hue=0.5))
+    assert (turned[:, :, 3:] == 130).all(), "grey took on a colour"
+    assert (turned == turned[:, :1]).all()
+    before, after = (np.array([colorsys.rgb_to_yiq(*pixel) for pixel in np.asarray(own)[:, 0, 0].astype(float)]) for own in (images, turned))
+    np.testing.assert_allclose(after[:, 0], before[:, 0], atol=1.5)
+    np.testing.assert_allclose(np.hypot(*after[:, 1:].T), np.hypot(*before[:, 1:].T), atol=2.5)
+    angle = np.angle((after[:, 1] + 1j * after[:, 2]) / (before[:, 1] + 1j * before[:, 2]))
+    strong = np.hypot(*before[:, 1:].T) > 8
+    assert angle[strong].min() < -2 and angle[strong].max() > 2, "hues stay near where they were"
+
+
 def test_pictures_of_one_channel_work():
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8))
     assert augment_image.perturb(images, jax.random.key(0), options=augment_image.Options(), flip=True).shape == (3, 8, 8, 1)
@@ -149,7 +167,7 @@ IMAGE = jax.jit(augment_image.perturb, static_argnames=("options", "flip"))
 
 
 def _text(ids, seed=0, **options):
-    still = {"synonym": 0.0, "insert": 0.0, "delete": 0.0, "swap": 0.0}
+    still: dict[str, Any] = {"synonym": 0.0, "insert": 0.0, "delete": 0.0, "swap": 0.0}
     words = jnp.asarray(augment_text.movable(WORDS))
     chosen = augment_text.Options(**(still | options))
     return np.asarray(TEXT(ids, jax.random.key(seed), options=chosen, synonyms=jnp.asarray(TABLE), words=words))

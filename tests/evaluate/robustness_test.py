@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from cimrl_jax.data.source import ArraySource
+from cimrl_jax.data.source import Answers, ArraySource
 from cimrl_jax.errors import UserError
 from cimrl_jax.evaluate import robustness
 
@@ -41,7 +41,19 @@ def test_the_size_of_the_chunks_changes_nothing(monkeypatch):
     monkeypatch.setattr(robustness, "CHUNK", 30)
     for ours, theirs in zip(robustness.sums_of(logits, source.label, source.group, num_groups=4), whole, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-    assert whole.confusion.sum() == 100
+    assert whole.cells[..., 0].sum() == 100
+
+
+def test_questions_without_a_class_count_as_wrong():
+    logits, source = make_split(n=4)
+    logits = np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]
+    answers = Answers(
+        np.array([[0] * 10, [1] + [-1] * 9, [1] * 10, [1] * 4 + [0] * 6]), np.array([0, 0, 1, 1]), np.array([2, 0]), ("yes/no", "other")
+    )
+    report = robustness.evaluate_split(logits, source, None, NAMES, answers)
+    assert report["vqa_accuracy"] == pytest.approx(2.3 / 6)
+    assert report["vqa_accuracy/yes/no"] == pytest.approx(1.3 / 4) and report["vqa_accuracy/other"] == pytest.approx(0.5)
+    assert "vqa_accuracy" not in robustness.evaluate_split(logits, source, None, NAMES)
 
 
 def test_rows_must_match():

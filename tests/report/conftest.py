@@ -112,6 +112,12 @@ def results(lines: list[dict[str, Any]] | None = None, **changes: Any) -> Result
         "runs": lines,
         "summary": summarise(lines, interval=normal),
         "gap_closed": {"cimrl": {"mean": 0.79, "ci95": [0.73, 0.85], "n": 5}},
+        "data": {
+            "name": "digits",
+            "notes": "made of digits",
+            "skipped": ["rows.csv, line 7: missing file: there is no 7.png"],
+            "splits": {"train": {"rows": 5, "classes": {"low": 3, "high": 2}, "groups": {"low on red": 3, "high on red": 2}}},
+        },
     }
     return Results(**{**fields, **changes})
 

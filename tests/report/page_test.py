@@ -21,8 +21,22 @@ from cimrl_jax.report.verdict import verdict
 
 ROOT = pathlib.Path(cimrl_jax.__file__).parents[1]
 EVIL = "<script>alert('x')</script>\" onload=\"y & $a$ {{ 7 * 7 }} --> ]]>"
-SECTIONS = ["verdict", "summary", "seeds", "cost", "selection", "settings", "groups", "curves", "identification", "gallery", "setup", "remake"]
-BARE = [name for name in SECTIONS if name not in ("selection", "settings")]
+SECTIONS = [
+    "verdict",
+    "summary",
+    "seeds",
+    "cost",
+    "selection",
+    "settings",
+    "groups",
+    "curves",
+    "identification",
+    "gallery",
+    "data",
+    "setup",
+    "remake",
+]
+BARE = [name for name in SECTIONS if name not in ("selection", "settings", "data")]
 
 
 class Reader(html.parser.HTMLParser):
@@ -110,7 +124,13 @@ def test_what_users_write_is_text(sample, tmp_path):
     metrics = _poison(sample.metrics()) + [{"method": EVIL, "seed": EVIL, "step": 1, "loss": 0.1}]
     gaps = {f"{EVIL}cimrl": {"mean": 0.5, "ci95": [0.4, 0.6], "n": 5}}
     results = sample.results(
-        lines, config=config, environment={EVIL: EVIL, "cimrl_jax": EVIL}, gap_closed=gaps, warnings=[EVIL], settings=_poison(sample.settings())
+        lines,
+        config=config,
+        environment={EVIL: EVIL, "cimrl_jax": EVIL},
+        gap_closed=gaps,
+        warnings=[EVIL],
+        settings=_poison(sample.settings()),
+        data=_poison(sample.results().data),
     )
     text = page.render(results, metrics, [entry])
     read = Reader(text)
@@ -118,6 +138,12 @@ def test_what_users_write_is_text(sample, tmp_path):
     assert "<script" not in text and read.sections() == SECTIONS
     assert EVIL in read.text and "{{ 7 * 7 }}" in read.text
     assert read.text.count("<script>alert('x')</script>") > 30
+
+
+def test_the_data_section_counts_and_lists_what_was_left_out(whole):
+    text = " ".join(Reader(whole).text.split())
+    assert "made of digits" in text and "all rows5" in text and "high on red2" in text
+    assert "1 rows could not be used and were left outrows.csv, line 7: missing file" in text
 
 
 def test_a_page_comes_from_whatever_was_measured(sample):
@@ -129,7 +155,9 @@ def test_a_page_comes_from_whatever_was_measured(sample):
         run["selection"] = None
         for split in run["splits"].values():
             split.update(dict.fromkeys(split), groups={})
-    read = Reader(page.render(sample.results(lines, gap_closed={"cimrl": None}, config={}), [{"method": "cimrl", "step": None, "loss": None}], []))
+    read = Reader(
+        page.render(sample.results(lines, gap_closed={"cimrl": None}, config={}, data={}), [{"method": "cimrl", "step": None, "loss": None}], [])
+    )
     assert read.sections() == BARE and "<svg" not in read.text
     assert not [tag for tag, _ in read.tags if tag == "svg"]
     for told in (
@@ -140,7 +168,7 @@ def test_a_page_comes_from_whatever_was_measured(sample):
         "ERM was not trained",
     ):
         assert told in read.text
-    bare = sample.results([], summary=[], gap_closed={})
+    bare = sample.results([], summary=[], gap_closed={}, data={})
     assert Reader(page.render(bare, [], [])).sections() == BARE
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 
 import jax
 import numpy as np
 import pytest
 
+from cimrl_jax.data import pipeline
 from cimrl_jax.data.pipeline import Order
 from cimrl_jax.data.source import ArraySource
+from cimrl_jax.errors import UserError
 from cimrl_jax.methods import base
 from cimrl_jax.train import feed as feeding
+from cimrl_jax.types import Rows
 from tests import tiny
 
 
@@ -22,6 +26,8 @@ class OnDisk:
     whole: ArraySource
     regions: None = None
     arrays: None = None
+    read: list = dataclasses.field(default_factory=list)
+    """The rows of every call, and the thread that it came from."""
 
     @property
     def label(self):
@@ -35,6 +41,9 @@ class OnDisk:
         return len(self.whole)
 
     def load(self, rows):
+        if (rows < 0).any():
+            raise UserError("no such picture")
+        self.read.append((rows.tolist(), threading.current_thread()))
         return self.whole.load(rows)
 
 
@@ -88,3 +97,59 @@ def test_class_balanced_sampling_draws_the_classes_equally_often():
     program = tiny.program(erm._replace(stages=(stage,)), own, batch_size=50, chunk=20, seeds=(0,))
     columns, rows = tiny.feed(program)(0, 20)
     assert np.mean(np.asarray(columns.label)[np.asarray(rows)]) == pytest.approx(0.5, abs=0.05)
+
+
+def _on_disk(**how) -> tuple[OnDisk, feeding.Feed]:
+    source = OnDisk(tiny.source())
+    return source, dataclasses.replace(tiny.program(tiny.method("erm"), source.whole, **how), source=source).feed()
+
+
+def test_the_next_chunk_is_read_in_the_background_and_is_what_it_would_be(monkeypatch):
+    monkeypatch.setattr(pipeline, "PIECE", 3)  # batches of 4 and several members: pieces end where no batch does
+    (_, straight), (source, ahead) = _on_disk(), _on_disk()
+    for first, count in ((0, 2), (2, 1), (3, 2)):
+        ahead.prepare(first, count)
+        tiny.assert_equal(ahead(first, count), straight(first, count))
+    source.read.clear()
+    ahead.prepare(5, 2)
+    ahead._ready[1].result()  # pyright: ignore[reportOptionalSubscript]
+    seen = len(source.read)
+    assert seen and threading.main_thread() not in {thread for _, thread in source.read}
+    ahead(5, 2)
+    assert len(source.read) == seen, "what was read ahead was read again"
+    ahead.prepare(7, 2)
+    tiny.assert_equal(ahead(7, 1), straight(7, 1))  # the loop changed its mind
+
+
+@pytest.mark.parametrize(("seeds", "different"), [((0, 0, 0), 1), ((3, 0, 3), 2), ((3, 3, 0), 2), ((5, 1, 2), 3)])
+def test_what_several_members_see_is_read_once(seeds, different):
+    source, feed = _on_disk(seeds=seeds)
+    index = np.asarray(feed(0, 2).index)
+    assert sum(len(rows) for rows, _ in source.read) == 1 + 2 * 4 * different  # one, to see how they look
+    for member, seed in enumerate(seeds):
+        np.testing.assert_array_equal(index[:2, member], Order(len(source), 4, seed).rows(0, 2))
+
+
+def test_an_example_that_cannot_be_read_ends_the_run_in_one_line():
+    source, feed = _on_disk(seeds=(0,))
+    feed.enter(lambda population: Rows(np.full(len(source), -1)), [None], [{}])
+    feed.prepare(0, 2)
+    with pytest.raises(UserError, match="no such picture"):
+        feed(0, 2)
+
+
+def test_a_closed_feed_gives_up_what_it_reads():
+    source, feed = _on_disk(seeds=(0,))
+    gate = threading.Event()
+
+    class Slow(OnDisk):
+        def load(self, rows):
+            gate.wait(20)
+            return super().load(rows)
+
+    feed._source = Slow(source.whole)
+    feed.prepare(0, 2)
+    ready = feed._ready
+    feed.close()
+    gate.set()
+    assert ready is not None and (ready[1].cancelled() or isinstance(ready[1].exception(20), BaseException))

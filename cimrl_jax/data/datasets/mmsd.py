@@ -4,7 +4,8 @@
   mmsd1/    train.txt, valid2.txt, test2.txt, extract_all (github.com/headacheboy/data-of-multimodal-sarcasm-detection),
   mmsd2/    train.json, valid.json, test.json (github.com/JoeYing1019/MMSD2.0; Qin et al. 2023), may be absent when train_on is mmsd1,
   dmsd_cl/  ood_all.txt, rewritten posts (github.com/xvolcano02/DMSD-CL; Jia et al. 2024), may be absent.
-The pictures are not read: the second modality are the five words that `extract_all` gives for each, predicted by the authors of MMSD.
+The second modality are the five words that `extract_all` gives for each picture, predicted by the authors of MMSD. The third are the pictures, where
+dataset_image/ with {number}.jpg lies in the folder, in mmsd1/ or in mmsd2/ (MMSD's authors distribute it); a post without its picture stays.
 
 Groups are label x whether the post has a '#'. Besides train, validation and test there are test_v2 (MMSD2.0's); test_ood (DMSD-CL's: 400 test posts,
 each rewritten until the other label is true, so that words which told it lie); test_balanced and test_flipped (test posts left out until '#' says
@@ -24,7 +25,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from jaxtyping import Int
 
-from cimrl_jax.data import planting, resampling, tokenise
+from cimrl_jax.data import listing, planting, resampling, tokenise
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import Range, make_options
@@ -32,6 +33,8 @@ from cimrl_jax.types import Expected
 
 WHERE = "data set 'mmsd'"
 NOTES = "MMSD (Cai et al. 2019), MMSD2.0 (Qin et al. 2023), DMSD-CL (Jia et al. 2024): posts of others, no licence stated, for research only"
+COUNTS = {"train": 19_816, "validation": 2410, "test": 2409, "test_v2": 2409, "test_ood": 400}
+"""Posts as published, of training without those that have a telling word."""
 CLASSES = ("literal", "sarcastic")
 MARKS = ("no #", "#")
 TELLING = {"exgag", "sarcasm", "sarcastic", "reposting", "<url>", "joke", "humour", "humor", "jokes", "irony", "ironic"}
@@ -42,7 +45,7 @@ Size = Annotated[int, Range(low=1)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(listing.Options):
     train_on: Literal["mmsd1", "mmsd2"] = "mmsd1"
     """Whose training and validation posts: "mmsd1" (hashtags tell) or "mmsd2" (hashtags and emoji removed, labels given anew). test is always that
     of mmsd1 with the human labels, test_v2 that of mmsd2."""
@@ -58,16 +61,16 @@ class Options:
     """Remove every '#' and leave the word; groups stay as they are."""
     mask_emoji: bool = False
     """Remove the words emoji_1, emoji_2, ..."""
-    data_seed: Annotated[int, Range(low=0)] = 0
-    """Draws which posts are left out."""
+    pictures: Literal["auto", "yes", "no"] = "auto"
+    """Whether pictures are read: where there is dataset_image/, always, or never."""
 
 
 def build(options: Options, *, path: pathlib.Path | None = None, expected: Mapping[str, Expected] | None = None) -> Dataset:
-    """The data set: text [length] int32 and attributes [5] int32, absent where a post's picture has no words. Regions: the shortcut is every '#'.
-    `expected`: what the pretrained encoders of these modalities read.
+    """The data set: text [length] int32, attributes [5] int32, absent where a post's picture has no words, and, where they lie there, image
+    [size, size, 3] uint8, absent where a post has none. Regions: the shortcut is every '#'. `expected`: what the pretrained encoders read.
 
     Raises:
-      UserError: a bad option, or a file that is missing or damaged.
+      UserError: a bad option, a file that is missing or damaged, more posts than were published, or a picture that cannot be read.
     """
     make_options(Options, dataclasses.asdict(options), "data")
     if path is None:
@@ -83,7 +86,11 @@ def build(options: Options, *, path: pathlib.Path | None = None, expected: Mappi
     if (path / "dmsd_cl").exists():
         posts["test_ood"] = read_unquoted(path / "dmsd_cl" / "ood_all.txt")
 
+    short = _short_of_published(posts)
     rows = _left_out(posts, options)
+    folder = _folder(options, path)
+    if folder is not None:
+        return listing.assemble(_listing(posts, rows, options, folder, read_words(first / "extract_all"), short), options, expected=expected)
     drawn = {name: [posts[base][row] for row in chosen] for name, (base, chosen) in rows.items()}
     words = {name: [words_of(post.text, options) for post in kept] for name, kept in drawn.items()}
     seen = read_words(first / "extract_all")
@@ -98,7 +105,9 @@ def build(options: Options, *, path: pathlib.Path | None = None, expected: Mappi
         group_names=planting.group_names(CLASSES, MARKS),
         attribute_names=MARKS,
         splits={name: _source(kept, words[name], text, attributes, seen) for name, kept in drawn.items()},
-        notes=NOTES + (f"; {missing} of {sum(map(len, posts.values()))} posts have no words for their picture" if missing else ""),
+        notes="; ".join(
+            [NOTES, *short, *([f"{missing} of {sum(map(len, posts.values()))} posts have no words for their picture"] if missing else [])]
+        ),
     )
 
 
@@ -198,6 +207,59 @@ def words_of(text: str, options: Options) -> list[str]:
     if options.normalise_numbers:
         words = ["<num>" if word.isdecimal() else word for word in words]
     return words
+
+
+def _short_of_published(posts: Mapping[str, list[Post]]) -> list[str]:
+    """What is missing of what was published, a phrase each.
+
+    Raises:
+      UserError: there is more.
+    """
+    for base, own in posts.items():
+        if len(own) > COUNTS[base]:
+            raise UserError(f"{WHERE}: {base} has {len(own)} posts of {COUNTS[base]} as published; the files are not the authors': fetch them again")
+    return [f"{base} has {len(own)} posts of {COUNTS[base]} as published" for base, own in posts.items() if len(own) < COUNTS[base]]
+
+
+def _folder(options: Options, path: pathlib.Path) -> pathlib.Path | None:
+    """Where the pictures are, if they are to be read."""
+    found = next((own / "dataset_image" for own in (path, path / "mmsd1", path / "mmsd2") if (own / "dataset_image").is_dir()), None)
+    if options.pictures == "yes" and found is None:
+        raise UserError(f"{WHERE}: pictures is yes, but {path} has no folder dataset_image; fetch it from MMSD's authors, or set --data.pictures no")
+    return None if options.pictures == "no" else found
+
+
+def _listing(
+    posts: Mapping[str, list[Post]],
+    rows: Mapping[str, tuple[str, Int[np.ndarray, " k"]]],
+    options: Options,
+    folder: pathlib.Path,
+    seen: Mapping[str, tuple[str, ...]],
+    short: list[str],
+) -> listing.Listing:
+    """The posts with their pictures, those of one file after those of another."""
+    first = dict(zip(posts, np.cumsum([0, *map(len, posts.values())]).tolist(), strict=False))
+    every = [(base, post) for base, own in posts.items() for post in own]
+    shown = {file.stem: file for file in folder.glob("*.jpg")}
+    own_files = {"train": options.train_on, "validation": options.train_on, "test_v2": "mmsd2", "test_ood": "dmsd_cl"}
+    label = np.array([post.label for _, post in every], np.int32)
+    return listing.Listing(
+        name="mmsd",
+        columns={
+            "text": listing.Texts([words_of(post.text, options) or None for _, post in every], {"shortcut": lambda word: word.startswith("#")}),
+            "attributes": listing.Texts([seen.get(post.number) for _, post in every], length=WORDS),
+            # The official splits stay as they are, whatever pictures they share.
+            "image": listing.Pictures([shown.get(post.number) for _, post in every], shared=True),
+        },
+        label=label,
+        class_names=CLASSES,
+        splits={name: first[base] + chosen for name, (base, chosen) in rows.items()},
+        origins=[f"{base} of {own_files.get(base, 'mmsd1')}, post {post.number}" for base, post in every],
+        notes="; ".join([NOTES, *short]),
+        group=len(MARKS) * label + np.array([post.marked for _, post in every], np.int32),
+        group_names=planting.group_names(CLASSES, MARKS),
+        attribute_names=MARKS,
+    )
 
 
 def _left_out(posts: dict[str, list[Post]], options: Options) -> dict[str, tuple[str, Int[np.ndarray, " k"]]]:

@@ -209,7 +209,8 @@ class HfBert(nn.Module):
         return SlotSpec(kind=self.feature.kind, count=self.feature.shape[0], width=width, element=width)
 
     def embed(self, inputs: Int[Array, "*b l"], present: Bool[Array, "*b"]) -> Slots:
-        return base.mask_slots(self.backbone.look_up(jnp.asarray(self.rows)[inputs]), (inputs != 0) & present[..., None])
+        ids = inputs[..., : self.feature.shape[0]]
+        return base.mask_slots(self.backbone.look_up(jnp.asarray(self.rows)[ids]), (ids != 0) & present[..., None])
 
     def features(self, slots: Slots, *, deterministic: bool) -> Slots:
         return self.backbone(slots, deterministic=deterministic)
@@ -220,7 +221,7 @@ class HfBert(nn.Module):
 
     @nn.nowrap
     def regions(self, mask: Bool[Array, "*b l"]) -> Float[Array, "*b n"]:
-        return mask.astype(jnp.float32)
+        return mask[..., : self.feature.shape[0]].astype(jnp.float32)
 
     def render(self, values: Float[Array, "*b n d"]) -> Int[Array, "*b n"]:
         words = self.backbone.look_up(self.rows)

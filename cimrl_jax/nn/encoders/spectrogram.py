@@ -18,10 +18,10 @@ from cimrl_jax.types import Feature, Slots, SlotSpec
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    patch_time: Annotated[int, Range(low=1)] = 8
-    """Frames in a patch; it must divide the recording's frames."""
-    patch_mel: Annotated[int, Range(low=1)] = 8
-    """Mel bands in a patch; it must divide the recording's bands."""
+    patch_time: Annotated[int, Range(low=0)] = 0
+    """Frames in a patch; it must divide the recording's frames. 0: the smallest number from 8 on that does."""
+    patch_mel: Annotated[int, Range(low=0)] = 0
+    """Mel bands in a patch; it must divide the recording's bands. 0: the smallest number from 8 on that does."""
     depth: Annotated[int, Range(low=0)] = 2
     """Blocks after the patches were embedded."""
 
@@ -71,9 +71,10 @@ def build(options: Options, *, feature: Feature, dim: int, heads: int, mlp_ratio
       UserError: not a spectrogram, or a patch that does not divide it.
     """
     base.expect(feature, encoder="spectrogram", kind="spectrogram", rank=2)
+    patch = []
     for option, size, axis in zip(("patch_time", "patch_mel"), feature.shape, ("frames", "mel bands"), strict=True):
-        part = getattr(options, option)
-        if size % part:
-            fits = [p for p in range(1, size + 1) if size % p == 0]
-            raise UserError(f"option {option}={part} of encoder 'spectrogram' does not divide the {size} {axis}; choose one of {fits}")
-    return Spectrogram(feature, Sizes(dim, heads, mlp_ratio, dropout, dtype), (options.patch_time, options.patch_mel), options.depth)
+        fits = [p for p in range(1, size + 1) if size % p == 0]
+        patch.append(getattr(options, option) or next((p for p in fits if p >= 8), size))
+        if patch[-1] not in fits:
+            raise UserError(f"option {option}={patch[-1]} of encoder 'spectrogram' does not divide the {size} {axis}; choose one of {fits}")
+    return Spectrogram(feature, Sizes(dim, heads, mlp_ratio, dropout, dtype), (patch[0], patch[1]), options.depth)

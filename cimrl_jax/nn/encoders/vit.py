@@ -18,8 +18,9 @@ from cimrl_jax.types import Feature, Slots, SlotSpec
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    patch: Annotated[int, Range(low=1)] = 7
-    """Side of a patch in pixels; it must divide the image's height and width."""
+    patch: Annotated[int, Range(low=0)] = 0
+    """Side of a patch in pixels; it must divide the image's height and width. 0: the smallest that does, is 7 or more, and cuts the shorter side into
+    8 at most."""
     depth: Annotated[int, Range(low=0)] = 2
     """Blocks after the patches were embedded."""
 
@@ -83,9 +84,10 @@ def build(options: Options, *, feature: Feature, dim: int, heads: int, mlp_ratio
     """
     base.expect(feature, encoder="vit", kind="image", rank=3)
     height, width, channels = feature.shape
-    if height % options.patch or width % options.patch:
-        fits = [p for p in range(1, min(height, width) + 1) if not (height % p or width % p)]
-        raise UserError(f"option patch={options.patch} of encoder 'vit' does not divide the {height}x{width} image; choose one of {fits}")
+    fits = [p for p in range(1, min(height, width) + 1) if not (height % p or width % p)]
+    patch = options.patch or next((p for p in fits if p >= max(7, min(height, width) / 8)), fits[-1])
+    if patch not in fits:
+        raise UserError(f"option patch={patch} of encoder 'vit' does not divide the {height}x{width} image; choose one of {fits}")
     if any(len(x) not in (1, channels) for x in (feature.mean, feature.std)):
         raise UserError(f"an image of {channels} channels needs 1 or {channels} values of mean and std, not {feature.mean} and {feature.std}")
-    return Vit(feature, Sizes(dim, heads, mlp_ratio, dropout, dtype), options.patch, options.depth)
+    return Vit(feature, Sizes(dim, heads, mlp_ratio, dropout, dtype), patch, options.depth)
