@@ -29,7 +29,7 @@ Without a command: all three, one after another. A run that was stopped goes on 
   prepare   checks every row of the data set, and writes it for fast reading: see --help prepare
 
   --config FILE        a .py file that defines `config`, or a .yaml file; may be left out where
-                       --workdir is the folder of an earlier run
+                       --workdir is the folder of an earlier run, or --data.name names the data
   --methods erm,cimrl  methods to train and compare
   --seeds 5            seeds 0 to 4; --seeds 0,3,7: those three; --seeds 3, (mind the comma): only 3
   --workdir DIR        folder of everything that the run writes

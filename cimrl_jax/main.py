@@ -14,6 +14,8 @@ from cimrl_jax.errors import UserError, nearest
 from cimrl_jax.help import render
 
 PARTS = ("train", "evaluate", "report")
+TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
+"""What a file of the data set `table` ends in."""
 STUDY, EXPORT, PREPARE = "study", "export", "prepare"
 
 
@@ -55,16 +57,31 @@ def parse(arguments: Sequence[str]) -> tuple[Config, tuple[str, ...]]:
     if unknown:
         raise UserError(f"unknown command {unknown[0]!r}; {nearest(unknown[0], (*PARTS, STUDY, EXPORT, PREPARE))}")
     _check_given(values, {"config": "a file, such as configs/digits.py", "workdir": "a folder"})
-    source = values.pop("config", None)
+    source = _source(values)
     if source is None:
-        saved = pathlib.Path(str(values.get("workdir", ""))) / "config.yaml"
         if "workdir" not in values:
-            raise UserError("nothing to run: expected --config FILE (try configs/digits.py), or --workdir DIR of an earlier run; see --help")
-        if not saved.is_file():
-            raise UserError(f"--workdir: there is no {saved}; expected --config FILE, or the folder of an earlier run")
-        source = str(saved)
+            expected = "--config FILE (try configs/digits.py), --data.name NAME, or --workdir DIR of an earlier run"
+            raise UserError(f"nothing to run: expected {expected}; see --help")
+        raise UserError(f"--workdir: there is no {_saved(values)}; expected --config FILE, --data.name NAME, or the folder of an earlier run")
     parts = tuple(part for part in PARTS if part in commands) or PARTS
     return load(source, values), parts
+
+
+def _source(values: dict[str, Any]) -> str | dict[str, Any] | None:
+    """What --config names, taken out of the values; without it the config of an earlier run in --workdir; else, where a data set is named, one of
+    nothing but defaults."""
+    if "config" in values:
+        return values.pop("config")
+    if "workdir" in values and _saved(values).is_file():
+        return str(_saved(values))
+    if pathlib.PurePath(str(values.get("data.path", "")).removesuffix(".gz")).suffix in TABLES:
+        values.setdefault("data.name", "table")
+    named = pathlib.PurePath(str(values.get("data.path", ""))).stem or str(values.get("data.name", ""))
+    return {"name": named} if named else None
+
+
+def _saved(values: dict[str, Any]) -> pathlib.Path:
+    return pathlib.Path(str(values["workdir"])) / "config.yaml"
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -139,9 +156,10 @@ def _prepare(arguments: Sequence[str]) -> int:
     expected = {"config": "a file, such as configs/digits.py", "to": "a folder", "back_translate": "a route, such as apertium:eng-spa"}
     choices = {"form": ("map", "records"), "picture": ("raw", "jpeg"), "check": ("true", "false")}
     _check_given(values, expected)
-    if "config" not in values:
+    source = _source(values)
+    if source is None:
         raise UserError(f"nothing to prepare: expected {PREPARE} --config FILE (try configs/digits.py); see --help {PREPARE}")
-    own = {key: values.pop(key) for key in ("config", "to", "back_translate", *choices) if key in values}
+    own = {key: values.pop(key) for key in ("to", "back_translate", *choices) if key in values}
     for key in choices.keys() & own.keys():
         value = str(own[key]).lower()
         if value not in choices[key]:
@@ -149,7 +167,7 @@ def _prepare(arguments: Sequence[str]) -> int:
         own[key] = value == "true" if key == "check" else value
     from cimrl_jax import prepare  # imports JAX
 
-    prepare.run(own.pop("config"), values, **own)
+    prepare.run(source, values, **own)
     return 0
 
 

@@ -34,7 +34,7 @@ LISTED = 30
 
 
 def run(
-    source: str | os.PathLike[str],
+    source: str | os.PathLike[str] | Mapping[str, Any],
     overrides: Mapping[str, Any] | None = None,
     *,
     to: str | os.PathLike[str] = "",
@@ -83,7 +83,7 @@ def run(
         written = _written(dataset, folder, form, picture, about, progress, resumed)
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e9
         what = "prepared" if written else "prepared already, and whole"
-        words = ["python", "-m", "cimrl_jax.main", "--config", os.fspath(source)]
+        words = ["python", "-m", "cimrl_jax.main", *(["--config", os.fspath(source)] if isinstance(source, str | os.PathLike) else [])]
         words += [word for key, value in (overrides or {}).items() if key != "data.path" for word in _typed(key, value)]
         progress.say(f"{what}: {folder}, {size:.3g} GB, in {duration(time.monotonic() - began)}; train on it with:")
         progress.say(f"  {shlex.join([*words, '--data.path', str(folder)])}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 
@@ -19,9 +21,15 @@ import yaml
 from cimrl_jax.config import plain
 from tests import tiny
 
-METHODS = ("erm", "cimrl", "dfr")
+METHODS = ("erm", "cimrl")
 CONFIG = {**tiny.STUDY, "methods": METHODS, "evaluate": {**tiny.STUDY["evaluate"], "ceiling": False}}
 ROOT = pathlib.Path(__file__).parent.parent
+
+
+@functools.cache
+def compiled() -> dict[str, str]:
+    """What one of these runs compiled serves the next."""
+    return {"JAX_COMPILATION_CACHE_DIR": tempfile.mkdtemp(), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
 class Started:
@@ -38,7 +46,7 @@ class Started:
         self.processes = []
         for number in range(count):
             joined = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
-            environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices), **(joined if count > 1 else {})}
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices), **compiled(), **(joined if count > 1 else {})}
             self.processes.append(
                 subprocess.Popen([*command, *together], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
             )
@@ -64,8 +72,9 @@ def run(workdir: pathlib.Path, *words: str, count: int, devices: int = 1, config
 
 
 def same(first: dict, second: dict) -> None:
-    """Equal accuracies, and losses to float tolerance."""
-    kept = [[{k: run[k] for k in ("method", "seed", "selected_step", "splits")} for run in found["runs"]] for found in (first, second)]
+    """Equal steps selected and equal accuracies, of the methods that both have."""
+    methods = {run["method"] for run in second["runs"]}
+    kept = [[run for run in found["runs"] if run["method"] in methods] for found in (first, second)]
     for a, b in zip(*kept, strict=True):
         assert a["method"] == b["method"] and a["seed"] == b["seed"] and a["selected_step"] == b["selected_step"]
         for split in a["splits"]:
@@ -85,21 +94,21 @@ def alone(tmp_path_factory) -> Iterator[tuple[pathlib.Path, dict]]:
     yield workdir, run(workdir, count=1, devices=2)
 
 
-@pytest.mark.parametrize("resident", ["yes", "no"])
-def test_two_processes_give_what_one_gives_with_two_devices(alone, tmp_path, resident):
+@pytest.mark.parametrize(("resident", "methods"), [("yes", "erm,cimrl"), ("no", "erm,")])
+def test_two_processes_give_what_one_gives_with_two_devices(alone, tmp_path, resident, methods):
     # All on "data", so that every batch is shared by both processes.
-    words = ("--data.resident", resident, "--train.mesh-member", "1", "--train.mesh-data", "2")
+    words = ("--data.resident", resident, "--methods", methods, "--train.mesh-member", "1", "--train.mesh-data", "2")
     together = run(tmp_path / "run", *words, count=2)
     same(alone[1], together)
     expected, found = losses(alone[0]), losses(tmp_path / "run")
-    assert found.keys() == expected.keys()
+    assert found.keys() == {key for key in expected if key[0] in methods}
     np.testing.assert_allclose(list(found.values()), [expected[key] for key in found], rtol=2e-4)
     assert together["environment"]["process_count"] == 2
 
 
 def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     """Two processes are stopped between checkpoints; one process, and then what it leaves, ends the run as it would have ended."""
-    short = {**CONFIG, "train": {**CONFIG["train"], "checkpoint_every": 2}}
+    short = {**CONFIG, "methods": ("erm",), "train": {**CONFIG["train"], "checkpoint_every": 2}}
     with Started(tmp_path / "run", ("train", "--train.mesh-data", "2", "--train.mesh-member", "1"), count=2, config=short) as started:
         deadline = time.monotonic() + 200
         while not list((tmp_path / "run" / "checkpoints").glob("erm/2")) and time.monotonic() < deadline:
@@ -109,7 +118,7 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, tmp_path):
     assert [code for code, _ in ended] in ([143, 143], [0, 0]), ended  # 0: it was done before the signal came
     same(alone[1], run(tmp_path / "run", count=1, config=short))
     expected, found = losses(alone[0]), losses(tmp_path / "run")
-    np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), rtol=2e-4)
+    np.testing.assert_allclose(list(found.values()), [expected[key] for key in found], rtol=2e-4)
 
 
 def test_a_workdir_of_another_run_is_refused_by_all(alone, tmp_path):

@@ -87,6 +87,21 @@ def test_a_workdir_alone_is_read_from_where_it_is_now(file, runs, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("line", "name", "data"),
+    [
+        (["--data.name", "synthetic"], "synthetic", "synthetic"),
+        (["--data.name", "synthetic", "--workdir", "new"], "synthetic", "synthetic"),
+        (["--data.path", "photos/birds.csv", "--data.image-columns", "photo"], "birds", "table"),
+        (["--data.path", "birds.jsonl.gz"], "birds.jsonl", "table"),
+    ],
+)
+def test_a_data_set_alone_is_run_with_defaults(runs, line, name, data):
+    assert main(line) == 0
+    [(config, _)] = runs
+    assert (config.name, config.data.name, config.methods) == (name, data, Config.methods)
+
+
+@pytest.mark.parametrize(
     ("line", "expected"),
     [
         ([], "nothing to run: expected --config FILE"),
