@@ -21,7 +21,7 @@ import yaml
 from cimrl_jax.config import plain
 from tests import tiny
 
-METHODS = ("erm", "cimrl")
+METHODS = ("erm", "group_dro")
 CONFIG = {**tiny.STUDY, "methods": METHODS, "evaluate": {**tiny.STUDY["evaluate"], "ceiling": False}}
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -94,7 +94,7 @@ def alone(tmp_path_factory) -> Iterator[tuple[pathlib.Path, dict]]:
     yield workdir, run(workdir, count=1, devices=2)
 
 
-@pytest.mark.parametrize(("resident", "methods"), [("yes", "erm,cimrl"), ("no", "erm,")])
+@pytest.mark.parametrize(("resident", "methods"), [("yes", "erm,group_dro"), ("no", "erm,")])
 def test_two_processes_give_what_one_gives_with_two_devices(alone, tmp_path, resident, methods):
     # All on "data", so that every batch is shared by both processes.
     words = ("--data.resident", resident, "--methods", methods, "--train.mesh-member", "1", "--train.mesh-data", "2")

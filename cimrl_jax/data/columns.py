@@ -6,7 +6,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from cimrl_jax.data import pictures, recordings, tokenise
+from cimrl_jax.data import pictures, pipeline, recordings, tokenise
 from cimrl_jax.errors import UserError
 from cimrl_jax.types import Expected, Feature
 
@@ -274,5 +273,5 @@ def table(column: Numbers, train: Int[np.ndarray, " k"]) -> tuple[Feature, Value
 
 def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
     """`map` on as many threads as there are cores: decoders release the interpreter's lock."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(pipeline.cores()) as pool:
         yield from pool.map(function, items)

@@ -5,10 +5,12 @@ The order is a pure function of (seed, batch number): nothing has to be saved to
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
@@ -118,18 +120,50 @@ def take(source: Source, rows: Int[np.ndarray, " b"], weight: Float[np.ndarray, 
     }
 
 
+class Rooms:
+    """Memory for arrays, used again once nothing refers to them: the system takes longer to hand out fresh memory than it takes to fill it."""
+
+    def __init__(self) -> None:
+        self._free: dict[int, list[np.ndarray]] = collections.defaultdict(list)
+
+    def like(self, fields: Any, size: int) -> Any:
+        """Arrays of `size` rows for each of these, not filled."""
+        if isinstance(fields, dict):
+            return {name: self.like(value, size) for name, value in fields.items()}
+        shape, count = (size, *fields.shape[1:]), size * fields[:1].nbytes
+        free = self._free[count]
+        room = free.pop() if free else np.empty(count + 64, np.uint8)
+        # All views of `own` keep it alive: when it goes, whoever had one (a device that still copies, too) is done with it.
+        own = np.frombuffer(room.data, np.uint8)
+        weakref.finalize(own, free.append, room).atexit = False
+        # At a multiple of 64 bytes: what lies so a CPU backend takes as it is; of other arrays it makes a copy.
+        return own[-own.ctypes.data % 64 :][:count].view(fields.dtype).reshape(shape)
+
+
 def gather(
-    source: Source, rows: Int[np.ndarray, " n"], *, size: int, threads: int | None = None, stopped: Callable[[], bool] = lambda: False
+    source: Source,
+    rows: Int[np.ndarray, " n"],
+    *,
+    size: int,
+    rooms: Rooms | None = None,
+    threads: int | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """The fields of these rows (see `take`), read by grain's threads into arrays of `size` rows, those after them zero.
 
-    Each thread writes its share where it belongs: the bytes of a picture are moved once. `stopped`: whether to give up.
+    Each thread writes its share where it belongs: the bytes of a picture are moved once.
+
+    Args:
+      rooms: where the arrays come from; new ones if None.
+      threads: as many as cores (more are slower).
+      stopped: whether to give up.
 
     Raises:
       CancelledError: it was stopped.
     """
     grain = require_grain()
-    whole = _like(take(source, rows[:1]), size)
+    whole = (rooms or Rooms()).like(take(source, rows[:1]), size)
+    _put(whole, slice(len(rows), size), 0)
 
     def fill(number: int) -> int:
         part = slice(number * PIECE, min((number + 1) * PIECE, len(rows)))
@@ -144,21 +178,13 @@ def gather(
     return whole
 
 
-def _like(fields: Any, size: int) -> Any:
-    if isinstance(fields, dict):
-        return {name: _like(value, size) for name, value in fields.items()}
-    shape, count = (size, *fields.shape[1:]), size * fields[0].nbytes
-    # At a multiple of 64 bytes: what lies so a CPU backend takes as it is; elsewhere it makes a copy.
-    room = np.zeros(count + 64, np.uint8)
-    return room[-room.ctypes.data % 64 :][:count].view(fields.dtype).reshape(shape)
-
-
 def _put(whole: Any, part: slice, fields: Any) -> None:
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            _put(whole[name], part, value)
+    for name, own in whole.items():
+        value = fields[name] if isinstance(fields, dict) else fields
+        if isinstance(own, dict):
+            _put(own, part, value)
         else:
-            whole[name][part] = value
+            own[part] = value
 
 
 def cores() -> int:

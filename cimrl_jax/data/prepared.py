@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
 import cimrl_jax
-from cimrl_jax.data import distinct, records, shards
+from cimrl_jax.data import distinct, pipeline, records, shards
 from cimrl_jax.data.columns import in_parallel
 from cimrl_jax.data.manifest import DATASET, KIND, LAYOUT, MADE_OF, MEND, Array, Form, Manifest, claim, fitting, load, made_of
 from cimrl_jax.data.source import Answers, Dataset, Mask, Records, Regions, Source
@@ -151,7 +150,7 @@ def write(
     for name, array in arrays.items():
         array.folder(folder, name).fill(
             makers[name],
-            step=AT_ONCE * 4 * (os.cpu_count() or 1),
+            step=AT_ONCE * 4 * pipeline.cores(),
             about={"array": name, **dataclasses.asdict(array)},
             progress=functools.partial(progress or (lambda name, done, total: None), name),
             say=say or functools.partial(print, file=sys.stderr, flush=True),

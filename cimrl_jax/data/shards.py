@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -23,6 +22,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
+from cimrl_jax.data import pipeline
 from cimrl_jax.errors import UserError
 from cimrl_jax.files import write_whole
 
@@ -127,7 +127,7 @@ class Folder:
                         return int(name[1]), found
             return None
 
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        with concurrent.futures.ThreadPoolExecutor(pipeline.cores()) as pool:
             return dict(own for own in pool.map(open_sound, sorted(self.path.glob(f"*.{self.suffix}"))) if own)
 
     def fill(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import functools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,14 +14,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from cimrl_jax.data.pipeline import evaluation_rows
+from cimrl_jax.data import pipeline
 from cimrl_jax.data.source import Source
 from cimrl_jax.nn.model import bound
 from cimrl_jax.types import Hyper, Method, Model, Params
 
 IN_FLIGHT = 2
 """Batches that the device may have waiting."""
-AHEAD = os.cpu_count() or 1
+AHEAD = pipeline.cores()
 """Batches that the host loads at a time, a thread each (more threads than cores are slower)."""
 
 
@@ -98,7 +97,7 @@ def make_predict(
         arrays = source.arrays if resident else None
         if arrays is not None and id(source) not in held:
             held[id(source)] = source, jax.device_put(arrays, replicated)  # the source is kept, so that its id stays its own
-        rows, _ = evaluation_rows(len(source), batch_size)
+        rows, _ = pipeline.evaluation_rows(len(source), batch_size)
         if arrays is not None:
             for row in rows:
                 yield gather(held[id(source)][1], jax.device_put(row.astype(np.int32), sharding))

@@ -43,6 +43,7 @@ class Feed:
         fits = resident == "yes" or (resident == "auto" and size <= RESIDENT_BYTES)
         self.resident = arrays is not None and fits
         self._background, self._closed = concurrent.futures.ThreadPoolExecutor(1, "feed"), threading.Event()
+        self._rooms = pipeline.Rooms()
         self.enter(None, (), ())
         if self.resident and arrays is not None:
             index = np.arange(len(source), dtype=np.int32)
@@ -127,7 +128,8 @@ class Feed:
         leaders = np.sort(places)
         members = np.searchsorted(leaders, places[kinds.reshape(-1)])
         flat = rows[:count, leaders].reshape(-1).astype(np.int64)
-        whole = pipeline.gather(self._source, flat, size=len(rows) * len(leaders) * rows.shape[-1], stopped=self._closed.is_set)
+        size = len(rows) * len(leaders) * rows.shape[-1]
+        whole = pipeline.gather(self._source, flat, size=size, rooms=self._rooms, stopped=self._closed.is_set)
         whole["group"][: len(flat)] = self._group[flat]
         whole = jax.tree.map(lambda x: x.reshape(len(rows), len(leaders), rows.shape[-1], *x.shape[1:]), whole)
         return whole if len(leaders) == len(members) else jax.tree.map(lambda x: x[:, members], whole)

@@ -249,8 +249,8 @@ def _run(
                 rows += [_row(program, i, done, {"split": "validation", **own}) for i, own in enumerate(validation)]
             if first():
                 _append(metrics_file, rows)
-            signalled = any_of(max(caught, default=0))
             bar.update(completed=done, loss=float(np.mean(figures["loss"])), accuracy=float(np.mean(figures["accuracy"])))
+            signalled = any_of(max(caught, default=0))
             if signalled or done == _next(done - 1, plan.checkpoint_every, steps):
                 checkpoints.save(done, carry, clock=clock)
             if signalled:

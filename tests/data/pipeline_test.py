@@ -8,12 +8,13 @@ import itertools
 import operator
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cimrl_jax.data.pipeline import Order, evaluation_batches, evaluation_rows, gather, share, take
+from cimrl_jax.data.pipeline import Order, Rooms, evaluation_batches, evaluation_rows, gather, share, take
 from cimrl_jax.data.source import ArraySource
 from cimrl_jax.errors import UserError
 
@@ -125,6 +126,21 @@ def test_gathering_equals_taking_and_ends_in_zeros(threads, count):
         whole, own = (np.asarray(functools.reduce(operator.getitem, path, tree)) for tree in (found, expected))
         assert whole.dtype == own.dtype and (whole[:count] == own).all() and not whole[count:].any() and len(whole) == count + 5
         assert not whole.ctypes.data % 64
+
+
+def test_rooms_are_used_again_once_no_one_looks_at_them():
+    source, rooms = _source(), Rooms()
+    first = gather(source, np.arange(20), size=22, rooms=rooms)
+    kept = first["inputs"]["image"][3:5, 1]  # a view of a view
+    copy, place = kept.copy(), kept.ctypes.data
+    on_device = jnp.asarray(first["label"])
+    before = {"image": first["inputs"]["image"].ctypes.data, "text": first["inputs"]["text"].ctypes.data, "label": first["label"].ctypes.data}
+    del first
+    second = gather(source, np.arange(20)[::-1], size=22, rooms=rooms)
+    assert second["inputs"]["text"].ctypes.data == before["text"]
+    assert second["inputs"]["image"].ctypes.data != before["image"] and kept.ctypes.data == place and (kept == copy).all()
+    assert (np.asarray(on_device)[:20] == source.label[:20]).all()
+    assert (second["inputs"]["text"][:20] == source.inputs["text"][19::-1]).all() and not second["inputs"]["text"][20:].any()
 
 
 def test_gathering_can_be_stopped():
