@@ -42,7 +42,7 @@ class DataConfig:
     """The folder that the data set's authors distribute, or one that `prepare` made of it: then data.name and the data set's options are those it was
     made with, if they are not given. Empty where a data set brings its own data."""
     resident: Literal["auto", "yes", "no"] = field(default="auto", metadata=SAME_NUMBERS)
-    """Whether the training split is held on the device: auto where it fits, no to stream it from the host."""
+    """Whether the splits are held on the device: auto where they fit, no to stream them from the host."""
     augment: bool = False
     """Whether training sees a perturbed view of each example (see data.views) instead of the original."""
     cache: str = field(default="", metadata=SAME_NUMBERS)

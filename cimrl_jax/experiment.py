@@ -8,6 +8,8 @@ import json
 import os
 import pathlib
 import re
+import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -57,6 +59,30 @@ def run(
     workdir = pathlib.Path(config.workdir)
     if config.train.distributed:
         mesh.join()
+        with _alone():
+            return _run(config, workdir, parts, quiet)
+    return _run(config, workdir, parts, quiet)
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Of several processes: what goes wrong in one ends it at once, so that the scheduler ends the others, which wait for it. What all agree on (a
+    signal, a workdir that is refused) ends each in its own time."""
+    try:
+        yield
+    except Refused:
+        raise
+    except UserError as error:
+        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        mesh.abandon(2)
+        raise
+    except Exception:
+        traceback.print_exc()
+        mesh.abandon(1)
+        raise
+
+
+def _run(config: Config, workdir: pathlib.Path, parts: tuple[str, ...], quiet: bool) -> Results | None:
     try:
         with _claimed(workdir, config):
             if "train" in parts or "evaluate" in parts:
@@ -238,6 +264,10 @@ def _report(config: Config, workdir: pathlib.Path, found: Results, quiet: bool) 
             console.print(f"report:  {written}", markup=False, highlight=False)
 
 
+class Refused(UserError):
+    """What all processes end with."""
+
+
 @contextlib.contextmanager
 def _claimed(workdir: pathlib.Path, config: Config) -> Iterator[None]:
     """Holds the folder against another run, and writes the resolved config if nothing that was trained there would now be trained otherwise. Of
@@ -250,7 +280,7 @@ def _claimed(workdir: pathlib.Path, config: Config) -> Iterator[None]:
             except UserError as error:
                 refused = error
         if mesh.any_of(refused is not None):
-            raise refused or UserError(f"the first process cannot use workdir {workdir}; it says why")
+            raise Refused(str(refused or f"the first process cannot use workdir {workdir}; it says why"))
         yield
 
 

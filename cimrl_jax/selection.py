@@ -54,6 +54,7 @@ class Look:
         self.headlines = tuple(name for name in ("test", "test_balanced") if name in splits)
         """The splits that every rule and setting is measured on; the last is the one that the oracle reads."""
         self._predict: dict[Any, Predict] = {}
+        self._placed: dict[int, Any] = {}
         self._shares = metrics.group_shares(group_counts(splits["train"], len(built.dataset.group_names)))
         told = {"worst_group": (built.dataset.split("validation").group >= 0).any(), ORACLE: (splits[self.headlines[-1]].group >= 0).any()}
         self.rules = ("worst_class", "average", *(rule for rule, known in told.items() if known), "last")
@@ -109,7 +110,14 @@ class Look:
         """The model's prediction is compiled once for all methods that have none of their own."""
         key = (method.predict, method.infer, features)
         if key not in self._predict:
-            self._predict[key] = make_predict(self.built.model, method, batch_size=self.config.evaluate.batch_size, features=features)
+            self._predict[key] = make_predict(
+                self.built.model,
+                method,
+                batch_size=self.config.evaluate.batch_size,
+                resident=self.config.data.resident != "no",
+                features=features,
+                placed=self._placed,
+            )
         return self._predict[key]
 
 

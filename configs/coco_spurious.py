@@ -12,6 +12,7 @@ config = {
     "data": {
         "name": "coco_spurious",
         "category": ("cat", "dog"),
+        "mask_category": True,
         "size": 64,
         "plant": {
             "separate": True,

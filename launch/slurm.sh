@@ -18,4 +18,5 @@
 # checkpoint; the same command, or the requeued job, goes on from there, on as many processes as it then has.
 set -euo pipefail
 
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # which newer versions do not hand on by themselves
 exec srun --kill-on-bad-exit=1 "${PYTHON:-python}" -m cimrl_jax.main "$@" --train.distributed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -273,5 +275,15 @@ def table(column: Numbers, train: Int[np.ndarray, " k"]) -> tuple[Feature, Value
 
 def in_parallel(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterable[Any]:
     """`map` on as many threads as there are cores: decoders release the interpreter's lock."""
-    with concurrent.futures.ThreadPoolExecutor(pipeline.cores()) as pool:
-        yield from pool.map(function, items)
+    threads, rest = pipeline.cores(), iter(items)
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        # Few at a time: each that waits takes 2 kB.
+        waiting = collections.deque(pool.submit(function, item) for item in itertools.islice(rest, 16 * threads))
+        try:
+            while waiting:
+                found = waiting.popleft().result()
+                waiting.extend(pool.submit(function, item) for item in itertools.islice(rest, 1))
+                yield found
+        finally:
+            for own in waiting:
+                own.cancel()

@@ -23,6 +23,8 @@ from cimrl_jax.options import Range, make_options
 WHERE = "data.plant"
 MOST_VALUES = 16
 """Of the attribute, where none are asked for."""
+BLOCK = 256
+"""Rows that are planted at a time."""
 LOOKED_AT = 512
 """Training texts in which planted words are looked for, if texts are not in memory."""
 
@@ -220,7 +222,17 @@ class Planted:
     @functools.cached_property
     def _everything(self) -> Records | None:
         clean = self.raw.arrays
-        return None if clean is None else self._put(clean, np.arange(len(self)))
+        if clean is None:
+            return None
+        inputs = dict(clean["inputs"])
+        for start in range(0, len(self), BLOCK):  # planting takes many times the room of what is planted
+            rows = np.arange(start, min(start + BLOCK, len(self)))
+            made = self._put({part: {m: own[rows] for m, own in columns.items()} for part, columns in clean.items()}, rows)["inputs"]
+            for m in self.shortcuts:
+                if not start:
+                    inputs[m] = np.empty((len(self), *made[m].shape[1:]), made[m].dtype)
+                inputs[m][rows] = made[m]
+        return {"inputs": inputs, "present": dict(clean["present"])}
 
     def load(self, rows: Int[np.ndarray, " b"]) -> Records:
         return self._put(self.clean(rows), rows)

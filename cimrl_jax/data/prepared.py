@@ -133,7 +133,9 @@ def write(
     labels = [np.concatenate([getattr(source, what) for source in dataset.splits.values()]) for what in ("label", "group")]
     present = [part.present for part in parts.values() if part.name.startswith("inputs.")]
     examples = np.stack([*labels, *present, *(part.places for part in parts.values())], axis=1).astype(np.int64)
-    wanted["rows"] = hashlib.sha256(b"".join([examples.tobytes(), *(f"{part.name} {part.digest} ".encode() for part in parts.values())])).hexdigest()
+    sizes = json.dumps({name: len(source) for name, source in dataset.splits.items()}).encode()
+    told = [sizes, examples.tobytes(), *(f"{part.name} {part.digest} ".encode() for part in parts.values())]
+    wanted["rows"] = hashlib.sha256(b"".join(told)).hexdigest()
     if not claim(folder, wanted):
         _write(folder, MADE_OF, wanted)
     arrays = {"examples": Array(examples.shape[1:], "int64", len(examples), _shard_rows(examples[:1], len(examples)))}

@@ -67,3 +67,15 @@ def again_with_shares(
         counts = np.diff(ends, prepend=0)
         drawn += [np.resize(pool, count) for pool, count in zip(pools, counts, strict=True)]
     return np.sort(np.concatenate(drawn))
+
+
+def deal(unit: Int[np.ndarray, " n"], stratum: Int[np.ndarray, " n"], shares: tuple[float, ...], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
+    """Which of the shares each row belongs to, `len(shares)` for none: all rows of a unit to one; to each a like part of every stratum (a unit's is
+    that of its first row)."""
+    if not len(unit):
+        return unit
+    _, first, place, size = np.unique(unit, return_index=True, return_inverse=True, return_counts=True)
+    order = interleave(stratum[first], rng)
+    middle = np.empty(len(order))
+    middle[order] = (np.cumsum(size[order]) - size[order] / 2) / len(unit)
+    return np.searchsorted(np.cumsum(shares), middle, side="right")[place]

@@ -246,6 +246,8 @@ def _jsonl(file: _File, encoding: str) -> Generator[tuple[int, dict[str, Any] | 
             if not line.strip():
                 continue
             first = first or line.strip()
+            if first == "[":
+                raise UserError(f"{file.where} is one JSON array; expected an object a line, {{'column': value, ...}}")
             try:
                 row = json.loads(line, object_pairs_hook=_once)
             except (ValueError, RecursionError) as error:

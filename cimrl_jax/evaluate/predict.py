@@ -56,15 +56,16 @@ def make_predict(
     sharding: NamedSharding | None = None,
     resident: bool = True,
     features: bool = False,
+    placed: dict[int, tuple[Source, Any]] | None = None,
 ) -> Predict:
     """Returns `predict(members, source)`. The model is traced once for all calls and splits.
 
     The logits (float32) are the method's prediction if it has one of its own, else the model's; `features` are `Model.head.features`.
     The model is vmapped over members. The last batch is filled up with repeated rows that are
     cut off again. Where `source.arrays` is there and `resident` is true, the split is put on the device at its first use and stays there as long as
-    the returned function lives; otherwise batches are loaded while the device computes. `sharding` spreads the examples of a batch over a mesh,
-    e.g. `P("data")`; the batch size is then rounded up to a multiple of the devices that they are spread over. In a run of several processes each
-    calls with the same source and gets all logits.
+    the returned function, or `placed`, lives (several functions may share one); otherwise batches are loaded while the device computes. `sharding`
+    spreads the examples of a batch over a mesh, e.g. `P("data")`; the batch size is then rounded up to a multiple of the devices that they are spread
+    over. In a run of several processes each calls with the same source and gets all logits.
     """
     replicated = None if sharding is None else NamedSharding(sharding.mesh, PartitionSpec())
     if sharding is not None:
@@ -91,16 +92,16 @@ def make_predict(
 
     forward_all, held_values = jax.jit(for_all, out_shardings=replicated), jax.device_put(model.held, replicated)
     gather = jax.jit(lambda arrays, rows: jax.tree.map(lambda column: column[rows], arrays), out_shardings=sharding)
-    held: dict[int, tuple[Source, Any]] = {}
+    placed = {} if placed is None else placed
 
     def batches(source: Source) -> Iterator[Any]:
         arrays = source.arrays if resident else None
-        if arrays is not None and id(source) not in held:
-            held[id(source)] = source, jax.device_put(arrays, replicated)  # the source is kept, so that its id stays its own
+        if arrays is not None and id(source) not in placed:
+            placed[id(source)] = source, jax.device_put(arrays, replicated)  # the source is kept, so that its id stays its own
         rows, _ = pipeline.evaluation_rows(len(source), batch_size)
         if arrays is not None:
             for row in rows:
-                yield gather(held[id(source)][1], jax.device_put(row.astype(np.int32), sharding))
+                yield gather(placed[id(source)][1], jax.device_put(row.astype(np.int32), sharding))
             return
         with concurrent.futures.ThreadPoolExecutor(AHEAD) as pool:
             loading = collections.deque(pool.submit(source.load, row) for row in rows[:AHEAD])

@@ -38,7 +38,7 @@ class Feed:
         self._source, self._seeds, self._batch_size, self._chunk, self._mesh = source, seeds, batch_size, chunk, mesh
         # No group label reaches a method that declares none.
         self._group = source.group if needs_groups else np.full_like(source.group, -1)
-        arrays = source.arrays
+        arrays = None if resident == "no" else source.arrays
         size = sum(x.nbytes for x in jax.tree.leaves(arrays)) if arrays is not None else 0
         fits = resident == "yes" or (resident == "auto" and size <= RESIDENT_BYTES)
         self.resident = arrays is not None and fits

@@ -85,7 +85,7 @@ def test_the_cause_are_the_boxes_of_the_category(folder):
     dataset = _build(folder, category=("cat", "person"), balance=False, least_area=0.0)
     for source in dataset.splits.values():
         regions = source.regions
-        assert regions is not None and set(regions) == {"cause"} and set(regions["cause"]) == {"image"}
+        assert regions is not None and set(regions) == {"cause"} and set(regions["cause"]) == {"image", "text"}
         for label, mask in zip(source.label, regions["cause"]["image"][np.arange(len(source))], strict=True):
             # 24 x 20 is cropped to 20 x 20: what began at 6 begins at 4.
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
@@ -206,3 +206,22 @@ def test_its_config_plants_a_shortcut_in_picture_and_caption(folder):
     assert len(dataset.group_names) == 4 and all((source.group >= 0).all() for source in dataset.splits.values())
     regions = dataset.split("train").regions
     assert regions is not None and set(regions) == {"cause", "shortcut"} and set(regions["shortcut"]) == {"image", "text"}
+
+
+def test_captions_say_the_category_unless_it_is_masked(copy):
+    for path in (copy / "annotations").glob("captions_*.json"):
+        content = json.loads(path.read_text())
+        for number, own in enumerate(content["annotations"]):
+            own["caption"] = f"{('A cat', 'Two dogs')[number % 2]} by the sea"
+        path.write_text(json.dumps(content))
+    names = {form for name in ("cat", "dog") for form in (name, f"{name}s")}
+
+    def words(dataset: Dataset) -> set[str]:
+        return names & set(dataset.features["text"].vocabulary)
+
+    plain = _build(copy)
+    assert words(plain) and not words(_build(copy, mask_category=True))
+    regions, ids = plain.splits["train"].regions, plain.splits["train"].load(np.arange(len(plain.splits["train"])))["inputs"]["text"]
+    assert regions is not None
+    vocabulary = np.array(plain.features["text"].vocabulary)
+    np.testing.assert_array_equal(regions["cause"]["text"][np.arange(len(ids))], np.isin(vocabulary[ids], sorted(names)))

@@ -71,6 +71,18 @@ REPORTS = {
     "nothing but findings without a heading": (" INDICATION:\n\n Leak.", None),
     "de-identified throughout": (" INDICATION:  ___\n\n FINDINGS: Leak.", None),
     "a heading without a colon": (" INDICATION: Cough.\n FINDINGS\n Leak.", "Cough."),
+    "a heading within a sentence of the impression": (
+        " INDICATION:  Cough.\n\n IMPRESSION:  No change.  Indication: as above pneumonia persists.\n",
+        "Cough.",
+    ),
+    "a history within the findings": (
+        " HISTORY: Fever.\n\n FINDINGS:\n\n Pneumonia in this patient with history: smoking. Clear opacity.\n",
+        "Fever.",
+    ),
+    "pictures named in the next line": (
+        " INDICATION:  Cough.\n PA and lateral views of the chest show right lower lobe pneumonia.\n",
+        "Cough.",
+    ),
     "a wet read before": ("WET READ: ___ ___ 9:09 AM\n  Leak.\n ____________\n FINAL REPORT\n INDICATION:  Cough.\n", "Cough."),
     "findings and something shown in one": (" FINDINGS AND HISTORY: Leak.\n CLINICAL CORRELATION: Leak.\n CLINICAL FINDINGS: Leak.", None),
     "variants of headings": (

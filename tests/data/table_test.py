@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from cimrl_jax.config import ModelConfig
+from cimrl_jax.data import resampling
 from cimrl_jax.data import tables as reader
 from cimrl_jax.data.datasets import table
 from cimrl_jax.data.source import Dataset
@@ -28,7 +29,7 @@ from cimrl_jax.nn import model
 from cimrl_jax.nn.transformer import Sizes
 from cimrl_jax.options import make_options
 from cimrl_jax.types import Feature
-from tests.data import tables
+from tests.data import layouts, tables
 
 pytest.importorskip("pyarrow", reason="Parquet needs pyarrow, which the extra `data` installs")
 pytest.importorskip("PIL", reason="pictures need Pillow, which the extra `data` installs")
@@ -188,7 +189,7 @@ def test_what_the_column_does_not_say_is_drawn_from_the_training_rows(tmp_path, 
 @hypothesis.example([0, 1, 2, 3, 0] * 80, 0.2, 0.1, 0)
 def test_rows_are_dealt_alike_in_every_stratum(strata, test, validation, seed):
     stratum = np.array(strata)
-    dealt = table._deal(np.arange(len(stratum)), stratum, (test, validation), np.random.default_rng(seed))
+    dealt = resampling.deal(np.arange(len(stratum)), stratum, (test, validation), np.random.default_rng(seed))
     for value in range(4):
         own = dealt[stratum == value]
         for part, share in enumerate((test, validation, 1 - test - validation)):
@@ -201,7 +202,7 @@ def test_rows_are_dealt_alike_in_every_stratum(strata, test, validation, seed):
 @hypothesis.given(st.lists(st.integers(0, 25), min_size=1, max_size=120), st.integers(0, 9))
 def test_all_rows_of_a_unit_are_dealt_to_one_split(units, seed):
     unit = np.unique(np.array(units), return_inverse=True)[1]
-    dealt = table._deal(unit, unit % 2, (0.25, 0.25), np.random.default_rng(seed))
+    dealt = resampling.deal(unit, unit % 2, (0.25, 0.25), np.random.default_rng(seed))
     assert all(len(set(dealt[unit == own].tolist())) == 1 for own in unit.tolist())
     largest = np.bincount(unit).max()
     assert abs((dealt == 0).sum() - len(unit) / 4) <= largest
@@ -714,3 +715,37 @@ def test_a_mistake_is_one_line_on_the_command_line(folder, capfd, monkeypatch):
         assert main([*arguments, column]) == 2
         error = capfd.readouterr().err
         assert error.startswith("error: data set 'table'") and part in error and error.count("\n") == 1
+
+
+def test_rows_of_one_picture_are_in_one_split(tmp_path):
+    for number in range(20):
+        layouts.picture(tmp_path / f"{number}.png", number)
+    lines = [f"{row % 20}.png,question {row},{'ab'[row % 20 % 2]}" for row in range(80)]
+    (tmp_path / "t.csv").write_text("photo,q,y\n" + "\n".join(lines) + "\n")
+    options = table.Options(image_columns=("photo",), text_columns=("q",), label_column="y", size=8)
+    rows = table.read(options, tmp_path / "t.csv").splits
+    found = [{int(row) % 20 for row in rows[name]} for name in ("train", "validation", "test")]
+    assert sum(map(len, found)) == len(set.union(*found)) == 20
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"text_columns": ("q", "g"), "group_column": "g"}, "column 'g' is the group or the split and an input too"),
+        ({"text_columns": ("q", "s"), "split_column": "s"}, "column 's' is the group or the split and an input too"),
+        ({"attribute_columns": ("y",)}, "column 'y' is the label and an attribute too"),
+        ({"label_column": ""}, "a column is named by an empty text"),
+        ({"text_columns": ("q", "")}, "a column is named by an empty text"),
+    ],
+)
+def test_columns_that_would_tell_the_label_are_refused(tmp_path, given, message):
+    (tmp_path / "t.csv").write_text("q,y,g,s\n" + "".join(f"text {row},{'ab'[row % 2]},{row % 2},train\n" for row in range(30)))
+    options = table.Options(**({"text_columns": ("q",), "label_column": "y"} | given))
+    with pytest.raises(UserError, match=message):
+        table.read(options, tmp_path / "t.csv")
+
+
+def test_a_json_array_over_many_lines_is_told_as_such(tmp_path):
+    (tmp_path / "t.jsonl").write_text('[\n {"q": "a", "y": "r"},\n {"q": "b", "y": "s"}\n]\n')
+    with pytest.raises(UserError, match="is one JSON array; expected an object a line"):
+        table.read(table.Options(text_columns=("q",), label_column="y"), tmp_path / "t.jsonl")

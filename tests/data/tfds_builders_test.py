@@ -144,3 +144,10 @@ def test_the_data_set_tfds_reads_them_too(prepared):
     for name, rows in found.splits.items():
         assert found.label[rows].tolist() == dataset.splits[name].label.tolist()
         assert found.group[rows].tolist() == dataset.splits[name].group.tolist()
+
+
+def test_what_ten_people_answered_is_not_handed_on(tmp_path):
+    layouts.vqa_cp(tmp_path / "files")
+    builder = tfds.builder("cimrl_vqa_cp", path=tmp_path / "files", options={"size": 8}, data_dir=tmp_path / "records")
+    builder.download_and_prepare()
+    assert "answers" not in builder.info.metadata and len(builder.as_data_source("test")) > 0

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from cimrl_jax.data import listing, planting
+from cimrl_jax.data import listing, planting, tokenise
 from cimrl_jax.data.listing import Box
 from cimrl_jax.data.source import Dataset
 from cimrl_jax.errors import UserError, nearest
@@ -44,13 +44,15 @@ class Options(listing.Options):
     """Whether of the more frequent classes so many pictures are left out, in every split, that all are equally frequent."""
     caption: Literal["first", "drawn"] = "first"
     """Which of a picture's five captions is its text: the first, or one that is drawn."""
+    mask_category: bool = False
+    """Whether the words that name one of the categories are taken out of the captions, which mostly tell it (other words for it, as puppy, stay)."""
     validation: Annotated[float, Range(above=0, below=1)] = 0.1
     """Share of the pictures of train2017, of every class, that is kept for validation."""
 
 
 def build(options: Options, *, path: pathlib.Path | None = None, expected: Mapping[str, Expected] | None = None) -> Dataset:
     """The data set: image [size, size, 3] uint8 and text [length] int32, the caption, absent where a picture has none. Regions: the cause are the
-    category's boxes. `expected`: what the pretrained encoders of these modalities read.
+    category's boxes and the words that name it. `expected`: what the pretrained encoders of these modalities read.
 
     Raises:
       UserError: a bad option, a file that is missing or damaged, or rows that cannot be used with on_bad_row=fail.
@@ -90,6 +92,7 @@ def read(options: Options, path: pathlib.Path) -> listing.Listing:
     said: list[str | None] = []
     for part in PARTS:
         said += _captions(path / "annotations" / f"captions_{part}.json", [row for row in rows if row.part == part], options)
+    names = {f"{word}{end}" for name in target for word in name.split() for end in ("", "s", "es")}
     label = np.array([row.label for row in rows], np.int32)
     splits = _splits(np.array([row.part == PARTS[1] for row in rows], bool), label, classes, options)
     files = [listing.inside(path / row.part, row.name) for row in rows]
@@ -101,7 +104,7 @@ def read(options: Options, path: pathlib.Path) -> listing.Listing:
         name="coco_spurious",
         columns={
             "image": listing.Pictures(files, boxes={"cause": [row.boxes for row in rows]}),
-            "text": listing.Texts(said),
+            "text": listing.Texts(said if not options.mask_category else [_without(text, names) for text in said], {"cause": names.__contains__}),
         },
         label=label,
         class_names=classes,
@@ -111,6 +114,11 @@ def read(options: Options, path: pathlib.Path) -> listing.Listing:
         ids=[f"{row.part}/{row.number}" for row in rows],
         faults=tuple(listing.Fault(row, "file outside", f"{rows[row].name!r:.60} is not in {path / rows[row].part}") for row in outside),
     )
+
+
+def _without(text: str | None, names: set[str]) -> list[str] | None:
+    """The words of a caption that name no category; None: nothing is left."""
+    return [word for word in tokenise.words_of(text or "") if word not in names] or None
 
 
 class _Origins(Sequence[str]):

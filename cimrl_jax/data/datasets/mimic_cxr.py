@@ -64,6 +64,10 @@ KNOWN = rf"{ONE}(?: ?(?:and|/|&) ?{ONE})?"
 CAPITALS = r"[A-Z][A-Z/&,()'-]*(?: +[A-Z/&,()'-]+){0,7}"
 # A known heading in any letters or some words in capitals, with a colon; or a line of capitals alone.
 HEADING = re.compile(rf"(?:^|(?<=[\s.;]))(?P<name>(?i:{KNOWN})|{CAPITALS}) *:|^ *(?P<line>(?=[A-Z]{{4}}){CAPITALS}) *$", re.MULTILINE)
+# Where what was seen may begin without a heading: after an empty line, or at a line that begins by naming the pictures.
+UNTOLD = re.compile(
+    r"\n *\n|\n *(?:(?:single|portable|two|2)\b[ -]*)*(?:ap|pa|frontal|upright|semi-?upright|supine)\b[^.:]*\b(?:views?|radiographs?|chest)\b", re.I
+)
 TAIL = re.compile(rf"(?:^|(?<=[\s/])){KNOWN}$", re.IGNORECASE)
 
 
@@ -263,13 +267,16 @@ def sections(report: str) -> list[tuple[Section | None, str]]:
         name = match[group].rstrip()
         # In a text that is all capitals, what stands before the heading is the end of the section above.
         tail = TAIL.search(name)
-        marks.append((match.start(group) + (tail.start() if tail else 0), match.end(), _kind(tail[0] if tail else name, known=tail is not None)))
+        start, kind = match.start(group) + (tail.start() if tail else 0), _kind(tail[0] if tail else name, known=tail is not None)
+        if kind in BEFOREHAND and marks and marks[-1][2] in ("findings", "impression") and text[:start].rpartition("\n")[2].strip():
+            continue  # within a sentence of what was seen
+        marks.append((start, match.end(), kind))
     found: list[tuple[Section | None, str]] = []
     ends = [start for start, _, _ in marks[1:]] + [len(text)]
     for (_, start, kind), end in zip(marks, ends, strict=False):
         body = text[start:end]
         if kind not in ("findings", "impression"):
-            body = re.split(r"\n *\n", body, maxsplit=1)[0]
+            body = UNTOLD.split(body, maxsplit=1)[0]
         found.append((kind, " ".join(re.sub(r"_{2,}-?", " ", body).split())))
     return found
 

@@ -78,9 +78,10 @@ def read(options: Options, path: pathlib.Path) -> listing.Listing:
         if merged[number] is None
     ]
     label, mixed = np.array([merged[number] or (NEUTRAL, 0) for number in kept], np.int32).reshape(-1, 2).T
-    sizes = _sizes(len(kept))
-    order = resampling.interleave(label, planting.generator(options.data_seed, "splits"))
-    parts = np.split(order, np.cumsum([sizes["test"], sizes["validation"]]))
+    # Posts of one text are in one split: what was seen in training would be known in test.
+    codes: dict[str, int] = {}
+    same = np.array([codes.setdefault(text if text is not None else f"post {names[row]}", len(codes)) for row, text in enumerate(texts)], np.int64)
+    dealt = resampling.deal(same, label, (0.1, 0.1), planting.generator(options.data_seed, "splits"))
     groups = {}
     if options.groups == "agreement":
         groups["group"] = np.array([CELLS.index(cell) for cell in zip(label.tolist(), mixed.tolist(), strict=True)], np.int32)
@@ -91,7 +92,7 @@ def read(options: Options, path: pathlib.Path) -> listing.Listing:
         columns={"image": listing.Pictures(files), "text": listing.Texts(texts)},
         label=label,
         class_names=CLASSES,
-        splits={name: np.sort(rows) for name, rows in zip(("test", "validation", "train"), parts, strict=True)},
+        splits={name: np.flatnonzero(dealt == number) for number, name in enumerate(("test", "validation", "train"))},
         origins=listing.Lines(FILE, [posts[number].line for number in kept]),
         notes=f"{NOTES}; {len(kept)} of {len(posts)} posts stay, of the others the labels contradict one another"
         + (f" (as published {stay} of {everything})" if (len(kept), len(posts)) != (stay, everything) else ""),
@@ -147,9 +148,3 @@ def merge(said: tuple[tuple[int, int], ...]) -> tuple[int, int] | None:
     if NEUTRAL in agreed:
         return text + picture - NEUTRAL, 1
     return None
-
-
-def _sizes(posts: int) -> dict[str, int]:
-    """How many posts each split has."""
-    tenth = round(posts / 10)
-    return {"test": tenth, "validation": tenth, "train": posts - 2 * tenth}

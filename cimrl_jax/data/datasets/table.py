@@ -167,11 +167,18 @@ def _modalities(options: Options, path: pathlib.Path, root: pathlib.Path) -> dic
         guessed = cells.guess(table, root=root)
         those = " ".join(f"--data.{kind}-column{'s' * (kind != 'label')} {','.join(columns)}" for kind, columns in guessed.items())
         raise UserError(f"{WHERE}: name the columns that are inputs; {path} has {names}{f'; by what they hold: {those}' * bool(those)}")
+    if not options.label_column or "" in (*inputs, *options.attribute_columns):
+        raise UserError(f"{WHERE}: a column is named by an empty text; name the column, or leave the entry out")
     twice = [column for column, count in collections.Counter(inputs).items() if count > 1]
     if twice:
         raise UserError(f"{WHERE}: column {twice[0]!r} is named as input twice; name it in one of image, text, audio and number_columns")
     if options.label_column in inputs:
         raise UserError(f"{WHERE}: column {options.label_column!r} is the label and an input too, which would tell it; leave it out of the inputs")
+    told = next((column for column in (options.group_column, options.split_column) if column and column in inputs), None)
+    if told:
+        raise UserError(f"{WHERE}: column {told!r} is the group or the split and an input too, which may tell the label; leave it out of the inputs")
+    if options.label_column in options.attribute_columns:
+        raise UserError(f"{WHERE}: column {options.label_column!r} is the label and an attribute too; leave it out of data.attribute_columns")
     if options.group_column and options.attribute_columns:
         raise UserError(f"{WHERE}: data.group_column and data.attribute_columns both say the groups; give one of them")
     if (options.cause_boxes or options.shortcut_boxes) and not options.image_columns:
@@ -261,9 +268,10 @@ def _splits(
     split = np.array(["train" if official is None else official[row] for row in sound], "<U10")
     lacking = [name for name in ("test", "validation") if not (split == name).any()]
     left = np.flatnonzero(split == "train")
-    unit = _codes(units[row] for row in sound[left]) if units else np.arange(len(left))
+    together = units or _pictures(options, held)
+    unit = _codes(together[row] for row in sound[left]) if together else np.arange(len(left))
     shares = {name: getattr(options, name) for name in lacking}
-    dealt = _deal(unit, stratum[left], tuple(shares.values()), planting.generator(options.data_seed, "splits"))
+    dealt = resampling.deal(unit, stratum[left], tuple(shares.values()), planting.generator(options.data_seed, "splits"))
     for place, name in enumerate(lacking):
         split[left[dealt == place]] = name
     if units and official:
@@ -285,16 +293,11 @@ def _splits(
     return found, [f"{' and '.join(lacking)} drawn from {'the rows' if official is None else 'train'}{by}"] if lacking else []
 
 
-def _deal(unit: Int[np.ndarray, " n"], stratum: Int[np.ndarray, " n"], shares: tuple[float, ...], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """Which of the shares each row belongs to, `len(shares)` for none: all rows of a unit to one; to each a like part of every stratum (a unit's is
-    that of its first row)."""
-    if not len(unit):
-        return unit
-    _, first, place, size = np.unique(unit, return_index=True, return_inverse=True, return_counts=True)
-    order = resampling.interleave(stratum[first], rng)
-    middle = np.empty(len(order))
-    middle[order] = (np.cumsum(size[order]) - size[order] / 2) / len(unit)
-    return np.searchsorted(np.cumsum(shares), middle, side="right")[place]
+def _pictures(options: Options, held: Cells) -> list[Any] | None:
+    """What the rows of a picture have in common: its file; of a row without one, the row. A picture that is in two splits would be known in test."""
+    if not options.image_columns:
+        return None
+    return [str(own) if own else row for row, own in enumerate(held.table.cells[options.image_columns[0]])]
 
 
 def _groups(

@@ -102,6 +102,10 @@ def read(options: Options, path: pathlib.Path | None = None) -> listing.Listing:
       UserError: as `build`, bad rows excepted.
     """
     prepared = tfds_records.open_folder(tfds_records.locate(options.dataset, path, download=options.download, where=WHERE), where=WHERE)
+    if options.dataset and path is not None and (path / tfds_records.INFO).is_file():
+        asked, held = (re.split("[/:]", name) for name in (options.dataset, prepared.title))
+        if not set(asked) <= set(held):
+            raise UserError(f"{WHERE}: data.dataset is {options.dataset!r}, but {path} holds {prepared.title}; leave one of them out")
     media = _media(options, prepared)
     label_of = prepared.feature(options.label_feature, "data.label_feature")
     told = _told(options, prepared)
