@@ -8,7 +8,6 @@ import json
 import os
 import pathlib
 import re
-import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -73,12 +72,10 @@ def _alone() -> Iterator[None]:
     except Refused:
         raise
     except UserError as error:
-        print(f"error: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        mesh.abandon(2)
+        mesh.abandon(2, f"error: {' '.join(str(error).splitlines())}")
         raise
     except Exception:
-        traceback.print_exc()
-        mesh.abandon(1)
+        mesh.abandon(1, traceback.format_exc())
         raise
 
 

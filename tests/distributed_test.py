@@ -136,3 +136,16 @@ def test_without_other_processes_the_reason_is_told(tmp_path):
     found = subprocess.run(command, cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
     assert found.returncode == 2 and found.stderr.startswith("error: train.distributed: cannot join the other processes"), found.stderr
     assert "JAX_COORDINATOR_ADDRESS" in found.stderr and found.stderr.count("\n") == 1
+
+
+def test_an_error_in_one_process_ends_all(tmp_path):
+    """Who waits in a collective for one that is gone is ended by JAX itself, once its heartbeat is missed."""
+    with Started(tmp_path / "run", ("train", "--train.steps", "100000"), count=2, config={**CONFIG, "methods": ("erm",)}) as started:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        metrics.unlink()
+        metrics.mkdir()  # which the first cannot append to
+        ended = started.end()
+    assert ended[0][0] in (1, 2) and ended[1][0] != 0, ended

@@ -76,11 +76,11 @@ def join() -> None:
         raise UserError(f"train.distributed: cannot join the other processes ({' '.join(str(error).split())}); {expected}") from error
 
 
-def abandon(code: int) -> None:
+def abandon(code: int, reason: str) -> None:
     """Ends this process at once if others wait for it: they would wait for days, and so would it at its own end."""
     if jax.distributed.is_initialized() and jax.process_count() > 1:
+        print(reason, file=sys.stderr, flush=True)
         sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
 
 
