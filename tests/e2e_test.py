@@ -267,7 +267,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_same_command_goes_on(study, tmp_pa
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         with signalled(number, log):
             assert main(["train", *long]) == code
-        assert capfd.readouterr().err == "interrupted; the same command goes on from the last checkpoint\n"
+        assert capfd.readouterr().err == "interrupted; the same command goes on where it was\n"
         before, (done, _) = done, final(tmp_path / "run")
         assert before < done < 120 and done % 2 == 0
     assert main(["train", *long]) == 0

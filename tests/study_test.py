@@ -136,7 +136,7 @@ def test_an_interrupt_ends_the_study_with_the_code_of_the_signal(tmp_path, monke
     monkeypatch.setattr(experiment, "run", stop)
     assert main(["study", "--config", str(write(tmp_path)), "--workdir", str(tmp_path / "out")]) == 143
     captured = capfd.readouterr()
-    assert captured.err == "interrupted; the same command goes on from the last checkpoint\n" and "1 of 4: plain\n" in captured.out
+    assert captured.err == "interrupted; the same command goes on where it was\n" and "1 of 4: plain\n" in captured.out
     assert "2 of 4" not in captured.out
 
 
