@@ -58,13 +58,13 @@ def run(
     workdir = pathlib.Path(config.workdir)
     if config.train.distributed:
         mesh.join()
-        with _alone():
+        with _ending_all():
             return _run(config, workdir, parts, quiet)
     return _run(config, workdir, parts, quiet)
 
 
 @contextlib.contextmanager
-def _alone() -> Iterator[None]:
+def _ending_all() -> Iterator[None]:
     """Of several processes: what goes wrong in one ends it at once, so that the scheduler ends the others, which wait for it. What all agree on (a
     signal, a workdir that is refused) ends each in its own time."""
     try:

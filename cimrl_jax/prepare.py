@@ -75,7 +75,7 @@ def run(
     with Progress(quiet) as progress:
         dataset = _examined(config, folder, progress)
         if check:
-            progress.say("checked; nothing was written")
+            progress.say("checked; the data set was not written")
             return folder
         for m, feature in dataset.features.items() if back_translate else ():
             if feature.kind == "text":

@@ -64,6 +64,12 @@ class Numbers:
 Column = Pictures | Recordings | Texts | Numbers
 Masks = Callable[[Int[np.ndarray, " b"]], Bool[np.ndarray, "b ..."]]
 """Rows of a listing -> which of their raw elements are of a region."""
+TAKEN = (
+    # What stands beside the modalities in a config's section model, and what the model calls its own codes.
+    ("dim", "heads", "mlp_ratio", "dropout", "fusion_layers", "connect_every", "query", "causal_layers", "dtype", "modalities"),
+    ("shared", "combined", "projection"),
+)
+"""Names that a modality cannot have."""
 SAMPLE = 1000
 """At most so many training files tell mean and standard deviation."""
 

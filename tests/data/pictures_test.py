@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cimrl_jax.data import pictures
 from cimrl_jax.errors import UserError
+from tests.data.damage import hurt
 
 Image = pytest.importorskip("PIL.Image")
 ImageOps = pytest.importorskip("PIL.ImageOps")
@@ -210,19 +211,7 @@ HURT = {"JPEG": _content(_smooth(30, 40), "JPEG", orientation=1), "PNG": _conten
 @settings(max_examples=100, deadline=2000)
 @given(data=st.data(), size=st.sampled_from([(7, 5), (30, 40)]))
 def test_damaged_pictures_are_read_or_refused_alike_with_and_without_simplejpeg(kind, data, size):
-    content = bytearray(HURT[kind])
-    for _ in range(data.draw(st.integers(1, 4))):
-        # The head, where damage does most, is hit as often as all the rest.
-        place = data.draw(st.integers(0, 64) | st.integers(0, len(content)))
-        how = data.draw(st.sampled_from(["flip", "splice", "cut", "take out"]))
-        if how == "flip":
-            content[place : place + 1] = bytes([data.draw(st.integers(0, 255))])
-        elif how == "splice":
-            content[place:place] = data.draw(st.binary(max_size=16))
-        elif how == "cut":
-            del content[place:]
-        else:
-            del content[place : place + data.draw(st.integers(1, 64))]
+    content = hurt(HURT[kind], data)
 
     def outcome() -> bytes | str:
         try:

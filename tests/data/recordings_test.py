@@ -15,6 +15,7 @@ from cimrl_jax.data import recordings, spectrogram
 from cimrl_jax.data.recordings import Options
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import make_options
+from tests.data.damage import hurt
 
 soundfile = pytest.importorskip("soundfile")
 SHORT = Options(seconds=0.1, rate=8000, bands=16)
@@ -139,19 +140,7 @@ GOOD = {name: _content(_noise(), kind=name) for name in ("WAV", "FLAC")}
 @settings(max_examples=40, deadline=2000)
 @given(data=st.data())
 def test_damaged_recordings_are_read_or_refused(kind, library, data):
-    content = bytearray(GOOD[kind])
-    for _ in range(data.draw(st.integers(1, 4))):
-        # The head, where damage does most, is hit as often as all the rest.
-        place = data.draw(st.integers(0, 64) | st.integers(0, len(content)))
-        how = data.draw(st.sampled_from(["flip", "splice", "cut", "take out"]))
-        if how == "flip":
-            content[place : place + 1] = bytes([data.draw(st.integers(0, 255))])
-        elif how == "splice":
-            content[place:place] = data.draw(st.binary(max_size=16))
-        elif how == "cut":
-            del content[place:]
-        else:
-            del content[place : place + data.draw(st.integers(1, 64))]
+    content = hurt(GOOD[kind], data)
     with pytest.MonkeyPatch.context() as patch:
         if library == "none":
             patch.setitem(sys.modules, "soundfile", None)

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from cimrl_jax.config import ModelConfig
-from cimrl_jax.data import resampling
+from cimrl_jax.data import columns, resampling
 from cimrl_jax.data import tables as reader
 from cimrl_jax.data.datasets import table
 from cimrl_jax.data.source import Dataset
@@ -320,8 +320,8 @@ def test_a_modality_is_called_as_its_column_if_a_config_can_say_so(tmp_path):
 
 
 def test_the_names_that_are_taken_are_those_of_the_model():
-    assert set(table.TAKEN[0]) == {field.name for field in dataclasses.fields(ModelConfig)}
-    assert set(table.TAKEN[1]) == set(model.RESERVED)
+    assert set(columns.TAKEN[0]) == {field.name for field in dataclasses.fields(ModelConfig)}
+    assert set(columns.TAKEN[1]) == set(model.RESERVED)
 
 
 def test_files_lie_in_the_tables_folder_or_in_the_root_that_was_said(folder, tmp_path):

@@ -275,25 +275,14 @@ def _left_out(posts: dict[str, list[Post]], options: Options) -> dict[str, tuple
         ("test_balanced", "test", (0.5, 0.5)),
         ("test_flipped", "test", (share[1], share[0])),
     ):
-        rows[name] = (base, _with_shares(label[base], marked[base], shares, planting.generator(options.data_seed, name)))
+        wanted = np.array([[1 - share, share] for share in shares])
+        rows[name] = (base, resampling.with_shares(label[base], marked[base], wanted, planting.generator(options.data_seed, name)))
     for name in ("train", "train_randomised"):
         own = rows[name][1]
         if 0 < options.train < len(own):
             order = resampling.interleave(2 * label["train"][own] + marked["train"][own], planting.generator(options.data_seed, name, "cap"))
             rows[name] = ("train", np.sort(own[order[: options.train]]))
     return rows
-
-
-def _with_shares(
-    label: Int[np.ndarray, " n"], marked: Int[np.ndarray, " n"], shares: tuple[float, ...], rng: np.random.Generator
-) -> Int[np.ndarray, " k"]:
-    """As many rows of each class c as can be if the share `shares[c]`, in 0..1 exclusive, of them is to have a '#'."""
-    kept = []
-    for klass, share in enumerate(shares):
-        parts = [(rng.permutation(np.flatnonzero((label == klass) & (marked == value))), part) for value, part in ((0, 1 - share), (1, share))]
-        total = min(len(rows) / part for rows, part in parts)
-        kept += [rows[: round(total * part)] for rows, part in parts]
-    return np.sort(np.concatenate(kept))
 
 
 def _source(

@@ -29,6 +29,7 @@ from jaxtyping import Int
 
 from cimrl_jax.data import balancing, cells, listing, planting, recordings, resampling, tables
 from cimrl_jax.data.cells import Cells
+from cimrl_jax.data.columns import TAKEN
 from cimrl_jax.data.listing import Listing
 from cimrl_jax.data.source import Dataset
 from cimrl_jax.errors import UserError
@@ -39,12 +40,6 @@ WHERE = "data set 'table'"
 CLASSES = 1000
 """More classes than these are taken for something else."""
 NUMBERS = "numbers"
-TAKEN = (
-    # What stands beside the modalities in a config's section model, and what the model calls its own codes.
-    ("dim", "heads", "mlp_ratio", "dropout", "fusion_layers", "connect_every", "query", "causal_layers", "dtype", "modalities"),
-    ("shared", "combined", "projection"),
-)
-"""Names that a modality cannot have."""
 Columns = tuple[str, ...]
 Share = Annotated[float, Range(above=0, below=1)]
 

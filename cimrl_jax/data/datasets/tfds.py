@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Int
 
 from cimrl_jax.data import balancing, listing, planting, recordings, resampling, tfds_records
-from cimrl_jax.data.columns import Column, Numbers, Pictures, Recordings, Texts
+from cimrl_jax.data.columns import TAKEN, Column, Numbers, Pictures, Recordings, Texts
 from cimrl_jax.data.source import Dataset
 from cimrl_jax.data.tfds_records import Content, Feature, Prepared, Records
 from cimrl_jax.errors import UserError
@@ -37,12 +37,6 @@ from cimrl_jax.types import Expected
 WHERE = "data set 'tfds'"
 MEDIA = ("image", "text", "audio", "number")
 NUMBERS = "numbers"
-TAKEN = {
-    # What stands beside the modalities in a config's section model, what the model calls its own codes, and the numbers.
-    *("dim", "heads", "mlp_ratio", "dropout", "fusion_layers", "connect_every", "query", "causal_layers", "dtype", "modalities"),
-    *("shared", "combined", "projection", NUMBERS),
-}
-"""Names that the modality of a feature cannot have."""
 SUPERVISED = {"Image": "image", "Text": "text", "Audio": "audio"}
 """Kinds of features that can be inputs without being named."""
 
@@ -182,7 +176,7 @@ def _told(options: Options, prepared: Prepared) -> list[Feature]:
 
 def _modality(feature: Feature) -> str:
     name = re.sub(r"\W", "_", feature.name)
-    return name if name.isidentifier() and name not in TAKEN else f"feature_{name}"
+    return name if name.isidentifier() and name not in (NUMBERS, *itertools.chain(*TAKEN)) else f"feature_{name}"
 
 
 def _unfit(kind: str, own: Feature, options: Options) -> str:
