@@ -177,12 +177,9 @@ def _convert_scalar(value: Any, text: str | None, expected: Any, wrong: UserErro
                 raise wrong from None
         if isinstance(value, int) and not isinstance(value, bool) or expected is float and isinstance(value, float) and not math.isnan(value):
             return expected(value)
-    elif expected is str:
-        if isinstance(value, str | os.PathLike):
-            return os.fspath(value)
-    elif isinstance(expected, type) and issubclass(expected, pathlib.PurePath):
-        if isinstance(value, str | os.PathLike):
-            return expected(value)
+    elif expected is str or isinstance(expected, type) and issubclass(expected, pathlib.PurePath):
+        if isinstance(value, str | os.PathLike) and "\0" not in os.fspath(value):  # no file's name and no text has one
+            return expected(os.fspath(value))
     else:
         raise TypeError(f"options cannot hold {expected!r} (asked for: {wrong})")
     raise wrong

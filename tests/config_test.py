@@ -103,6 +103,8 @@ def message(source: Any, overrides: dict[str, Any] | None = None) -> str:
         ("train.compile_cache", "maybe", "train.compile_cache: got 'maybe', expected true or false"),
         ("train", "3", "train: got '3', expected a section with the keys steps"),
         ("report.title", 3, "report.title: got 3 (int), expected text"),
+        ("report.title", "a\0b", "report.title: got 'a\\x00b', expected text"),
+        ("data.path", "a\0b", "data.path: got 'a\\x00b', expected text"),
     ],
 )
 def test_bad_input_gives_one_line_with_the_key(tmp_path, key, value, expected):
@@ -213,7 +215,7 @@ VALUES = {
     "data.sides": st.lists(st.integers()),
     "data.resident": st.sampled_from(["auto", "yes", "no"]),
     "data.views.crop.low": st.floats(0, 1),
-    "data.path": st.text(),
+    "data.path": st.text(st.characters(codec="utf-8", exclude_characters="\0")),
     "report.title": st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"])),
     "model.text.sizes": st.lists(st.integers(0, 9)),
     "method.robust.eta": st.floats(0, 1),

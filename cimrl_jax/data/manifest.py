@@ -164,8 +164,8 @@ def adopt(section: Mapping[str, Any]) -> dict[str, Any]:
       UserError: one that is given is another; the folder cannot be read.
     """
     path = section.get("path")
-    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or not is_prepared(path):
-        return dict(section)
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path) or "\0" in os.fspath(path) or not is_prepared(path):
+        return dict(section)  # whatever is wrong with it is said by who reads it
     own = load(pathlib.Path(path))
     if "data" not in own.made_of:
         return dict(section)
