@@ -101,7 +101,7 @@ def test_folds_part_the_patients_and_every_patient_is_tested_once(folder):
 
 def test_in_the_randomised_rows_the_view_says_nothing(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
-    rows = covid_cxr.read_csv(folder / "metadata.csv", covid_cxr.COLUMNS)
+    rows = covid_cxr.records(folder / "metadata.csv", covid_cxr.COLUMNS)
     kept = [row for row in rows if row["finding"] != "Streptococcus" or row["patientid"] in ("3", "7", "11", "15")][::-1]
     kept = [row for row in kept if not (row["finding"] == "COVID-19" and row["filename"][:-4] in ("8", "16", "24"))]
     _write(tmp_path / "copy" / "metadata.csv", kept)
@@ -138,7 +138,7 @@ def test_words_that_name_the_finding(folder, mask_leaks):
 
 def test_lungs_are_where_the_boxes_say_in_the_cropped_picture(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
-    rows = [row for row in covid_cxr.read_csv(folder / "metadata.csv", covid_cxr.COLUMNS) if row["patientid"] < "5"]
+    rows = [row for row in covid_cxr.records(folder / "metadata.csv", covid_cxr.COLUMNS) if row["patientid"] < "5"]
     box = {"rl_x": ".25", "rl_y": "0", "rl_w": ".25", "rl_h": "1", "ll_x": ".5", "ll_y": ".5", "ll_w": ".5", "ll_h": ".5"}
     none = dict.fromkeys(box, "")
     index = [{"source_filename": r["filename"], "file": f"images/{r['filename']}"} | (none if r["patientid"] == "0" else box) for r in rows]
@@ -206,7 +206,7 @@ def test_without_a_path_it_says_what_to_set():
 
 @real
 def test_the_packed_pictures_have_the_counted_groups():
-    index = {row["source_filename"]: row for row in covid_cxr.read_csv(REAL / "index.csv", ("file", "label_covid", "view_ap"))}
+    index = {row["source_filename"]: row for row in covid_cxr.records(REAL / "index.csv", ("source_filename", "file", "label_covid", "view_ap"))}
     rows, _ = covid_cxr.read(REAL, Options())
     assert len(rows) == 268 and all(len(row.boxes) == 2 for row in rows)
     by_file = {row["file"]: (row["label_covid"], row["view_ap"]) for row in index.values()}

@@ -14,7 +14,6 @@ train_randomised draws training rows again, some several times, until the view i
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import pathlib
 import re
@@ -24,7 +23,7 @@ from typing import Annotated, Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from cimrl_jax.data import pictures, planting, resampling, tokenise
+from cimrl_jax.data import metadata, pictures, planting, resampling, tokenise
 from cimrl_jax.data.source import ArraySource, Dataset
 from cimrl_jax.errors import UserError
 from cimrl_jax.options import Range, make_options
@@ -35,6 +34,8 @@ NOTES = "COVID-19 image data collection (Cohen et al. 2020); every picture has i
 CLASSES = ("other", "COVID-19")
 VIEWS = ("PA", "AP")
 COLUMNS = ("patientid", "finding", "view", "modality", "filename", "clinical_notes")
+BOXES = tuple(f"{lung}_{side}" for lung in ("rl", "ll") for side in "xywh")
+MEND = "expected data.path to be a folder with metadata.csv and images/ as distributed: fetch it again"
 UNKNOWN = ("", "todo", "unknown")
 LEAKS = re.compile(
     # Names of COVID-19, its virus, its test and where it came from; then names of the other findings and of what causes them.
@@ -143,14 +144,14 @@ class Row:
 def read(path: pathlib.Path, options: Options) -> tuple[list[Row], dict[str, int]]:
     """The rows that are used, and how many of metadata.csv's are not, by reason."""
     index = path / "index.csv"
-    table = read_csv(path / "metadata.csv", COLUMNS)
-    packed = {row["source_filename"]: row for row in read_csv(index, ("file", "source_filename"))} if index.exists() else None
+    table = records(path / "metadata.csv", COLUMNS)
+    packed = {row["source_filename"]: row for row in records(index, ("file", "source_filename"), BOXES)} if index.exists() else None
     rows, left_out = [], collections.Counter()
     for row in table:
-        name, finding = row["filename"].strip(), row["finding"].strip().lower()
-        view = row["view"].strip().upper().split()[:1]
+        name, finding = row["filename"], row["finding"].lower()
+        view = row["view"].upper().split()[:1]
         picture = path / (packed.get(name, {}).get("file", "") if packed is not None else f"images/{name}")
-        if row["modality"].strip().lower() != "x-ray":
+        if row["modality"].lower() != "x-ray":
             left_out["no X-ray"] += 1
         elif not picture.is_file():
             left_out["no picture"] += 1
@@ -158,28 +159,22 @@ def read(path: pathlib.Path, options: Options) -> tuple[list[Row], dict[str, int
             left_out["no finding"] += 1
         elif not view or view[0] not in VIEWS:
             left_out["not from the front, or not known from where"] += 1
-        elif options.without_notes == "drop" and not row["clinical_notes"].strip():
+        elif options.without_notes == "drop" and not row["clinical_notes"]:
             left_out["no notes"] += 1
         else:
             boxes = _boxes(packed[name], index) if packed is not None else ()
-            patient, label = row["patientid"].strip(), int("covid-19" in finding)
+            patient, label = row["patientid"], int("covid-19" in finding)
             rows.append(Row(picture, patient, label, VIEWS.index(view[0]), row["clinical_notes"], boxes))
     if not rows:
         raise UserError(f"{WHERE}: none of the {len(table)} rows of {path / 'metadata.csv'} can be used ({dict(left_out)}); fetch images/ too")
     return rows, dict(left_out)
 
 
-def read_csv(path: pathlib.Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
-    """The rows of a CSV file with a head, which must name these columns."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            missing = [column for column in columns if column not in (reader.fieldnames or ())]
-            if missing:
-                raise UserError(f"{WHERE}: {path} has no column {missing[0]!r}; expected {', '.join(columns)}: fetch it again")
-            return list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{WHERE}: cannot read {path} ({error}); expected data.path to be a folder with metadata.csv and images/") from error
+def records(path: pathlib.Path, needed: tuple[str, ...], welcome: tuple[str, ...] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV file, its columns `needed` and those of `welcome` that it has."""
+    there = metadata.names_of(path, where=WHERE, mend=MEND)
+    columns = metadata.table(path, [*needed, *(name for name in welcome if name in there)], where=WHERE, mend=MEND).columns
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _boxes(row: dict[str, str], path: pathlib.Path) -> Boxes:
