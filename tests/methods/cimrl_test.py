@@ -111,9 +111,12 @@ def test_counterfactuals_wait_for_the_warm_up():
         assert after["step"] == step + 1
 
 
-def test_contrastive_invariance_is_the_equation():
-    _, metrics, _, _ = evaluate({"tau": 0.4})
-    original, view, _ = outputs()
+@pytest.mark.parametrize("economy", [False, True])
+def test_contrastive_invariance_is_the_equation(economy):
+    options = {"economy": economy, "intervention": "mask"}  # which draws no donor
+    _, metrics, _, _ = evaluate({"tau": 0.4, "together": 1.0}, **options)
+    original, view, edited = outputs(**options)
+    view = edited if economy else view
     z, other = (x.codes["projection"] / np.linalg.norm(x.codes["projection"], axis=1, keepdims=True) for x in (original, view))
     rows = np.zeros(ROWS)
     for i in range(ROWS):
@@ -220,6 +223,12 @@ def test_every_way_to_identify_goes_with_every_intervention(identify, interventi
     assert run is not None
     loss, (after, metrics) = run(state, hyper, model, params, batch, KEY)
     assert np.isfinite(loss) and all(np.isfinite(x).all() for x in tiny.arrays((after, metrics)))
+
+
+def test_economy_never_perturbs():
+    record, model, params, state, batch = make_case(economy=True)
+    hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
+    assert record.stages[0].loss(state, hyper, model._replace(perturb=None), params, batch, KEY)[0] > 0
 
 
 def test_the_first_pass_through_the_model_is_the_forward_pass():
