@@ -28,8 +28,9 @@ from cimrl_jax.main import parse
 from cimrl_jax.report.results import environment
 from cimrl_jax.train import loop
 from cimrl_jax.train import step as fused
+from cimrl_jax.train.mesh import sharding
 
-ROUNDS, STEPS = 15, 10
+ROUNDS, STEPS = 15, 5
 
 
 class Side(NamedTuple):
@@ -38,19 +39,44 @@ class Side(NamedTuple):
     name: str
     share: float
     """Of the run's steps."""
-    run: Callable[[], float]
+    run: Callable[[], tuple[float, float]]
+    """Takes some steps: (seconds of one, seconds until the host is free again after it asked for one)."""
     cost: dict[str, float | None]
+    product_flops: float
     compile_seconds: float
+    traces: Callable[[], int]
+    """How often the loss has been traced, the next step's batch and state included."""
 
 
-def lower(program: loop.Program, stage: int) -> tuple[Any, Any, Any]:
-    """(one step of one member, lowered; its state; its batch)."""
-    optimizer = program.stage_optimizer(stage)
-    step = fused.make_step(program.model, program.method.stages[stage], optimizer, augment=program.augment)
+class Step(NamedTuple):
+    """One step of one member, and what it is called with."""
+
+    function: Any
+    state: Any
+    batches: tuple[Any, Any]
+    traced: list[int]
+    """Grows with every trace of the loss."""
+
+    def lowered(self) -> Any:
+        return self.function.lower(self.state, self.batches[0])
+
+
+def make(program: loop.Program, stage: int) -> Step:
+    """The step of a stage, before it is compiled."""
+    optimizer, traced, own = program.stage_optimizer(stage), [], program.method.stages[stage]
+    loss = own.loss
+    assert loss is not None
+
+    def counted(*arguments: Any) -> Any:
+        traced.append(stage)
+        return loss(*arguments)
+
+    step = fused.make_step(program.model, own._replace(loss=counted), optimizer, augment=program.augment)
     state = fused.init_member(0, program.hyper[0], model=program.model, method=program.method, spec=program.spec, optimizer=optimizer)
-    fetched = fused.resident(dataclasses.replace(program, seeds=(0,)).feed()(0, 1), jnp.int32(0))
-    batch = jax.tree.map(lambda x: x[0], fetched)
-    return jax.jit(step).lower(state, batch), state, batch
+    state = jax.device_put(state, sharding(program.mesh))  # where the batches lie, as in a run
+    fed = dataclasses.replace(program, seeds=(0,)).feed()(0, 2)
+    first, second = (jax.tree.map(lambda x: x[0], fused.resident(fed, jnp.int32(k))) for k in range(2))
+    return Step(jax.jit(step), state, (first, second), traced)
 
 
 def place(program: loop.Program, stage: int) -> tuple[str, float]:
@@ -62,7 +88,7 @@ def place(program: loop.Program, stage: int) -> tuple[str, float]:
 
 def count(config: Config) -> list[dict[str, Any]]:
     """One record per stage: the operations of a step as written."""
-    sides = [(place(*own), lower(*own)[0].cost_analysis()["flops"]) for own in stages(config)]
+    sides = [(place(*own), make(*own).lowered().cost_analysis()["flops"]) for own in stages(config)]
     found = {"environment": environment()}
     return [
         {"name": f"step_cost/{name}", "share_of_steps": share, "written_flops_ratio": flops / sides[0][1], "written_flops": flops, **found}
@@ -71,28 +97,40 @@ def count(config: Config) -> list[dict[str, Any]]:
 
 
 def stages(config: Config) -> list[tuple[loop.Program, int]]:
-    """Every stage that has steps, ERM's first."""
+    """Every stage that has steps, ERM's first, those of CIMRL's economy last."""
     config = dataclasses.replace(config, methods=("erm", *(m for m in config.methods if m != "erm")), seeds=(0,), sweep={})
     programs = [own for own in assemble(config).programs if own.name != "ceiling"]
+    if "cimrl" in config.methods:
+        cheaper = {**config.method, "cimrl": {**config.method["cimrl"], "economy": True}}
+        last = assemble(dataclasses.replace(config, methods=("cimrl",), method=cheaper)).programs
+        programs += [dataclasses.replace(own, name="cimrl_economy") for own in last if own.name != "ceiling"]
     return [(own, stage) for own in programs for stage, kept in enumerate(own.method.stages) if kept.loss]
 
 
 def prepare(program: loop.Program, stage: int) -> Side:
     """Compiles one step of one member."""
-    lowered, state, batch = lower(program, stage)
+    step = make(program, stage)
+    lowered, state, batch = step.lowered(), step.state, step.batches[0]
     began = time.perf_counter()
     compiled = lowered.compile()
     seconds = time.perf_counter() - began
 
-    def run() -> float:
+    def run() -> tuple[float, float]:
         nonlocal state
-        began = time.perf_counter()
+        began, asked = time.perf_counter(), 0.0
         for _ in range(STEPS):
+            before = time.perf_counter()
             state, metrics = compiled(state, batch)
+            asked += time.perf_counter() - before
         jax.block_until_ready(metrics)
-        return (time.perf_counter() - began) / STEPS
+        return (time.perf_counter() - began) / STEPS, asked / STEPS
 
-    return Side(*place(program, stage), run, efficiency.cost(compiled), seconds)
+    def traces() -> int:
+        step.function.lower(state, step.batches[1])
+        return len(step.traced)
+
+    products = efficiency.product_flops(step.function, state, batch)
+    return Side(*place(program, stage), run, efficiency.cost(compiled), products, seconds, traces)
 
 
 def measure(config: Config) -> list[dict[str, Any]]:
@@ -101,7 +139,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
     rounds = [[side.run() for side in sides] for _ in range(ROUNDS + 2)][2:]  # the first two warm up
     records = []
     for i, side in enumerate(sides):
-        ratios = [times[i] / times[0] for times in rounds]
+        ratios = [times[i][0] / times[0][0] for times in rounds]
         flops, base = side.cost["flops"], sides[0].cost["flops"]
         records.append(
             {
@@ -110,10 +148,14 @@ def measure(config: Config) -> list[dict[str, Any]]:
                 "time_ratio": statistics.median(ratios),
                 "time_ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
                 "flops_ratio": flops / base if flops and base else None,
+                "product_flops_ratio": side.product_flops / sides[0].product_flops,
                 "flops": flops,
-                "seconds": statistics.median(times[i] for times in rounds),
+                "product_flops": side.product_flops,
+                "seconds": statistics.median(times[i][0] for times in rounds),
+                "host_seconds": statistics.median(times[i][1] for times in rounds),
                 "peak_bytes": side.cost["peak_bytes"],
                 "compile_seconds": side.compile_seconds,
+                "traces": side.traces(),
                 "environment": environment(),
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +19,36 @@ def cost(compiled: Any) -> dict[str, float | None]:
     reports none arguments + outputs + temporaries - what outputs share with arguments (per device).
     """
     return {"flops": _flops(compiled), "peak_bytes": _peak_bytes(compiled)}
+
+
+def product_flops(function: Callable[..., Any], *arguments: Any) -> float:
+    """The operations of all matrix products of `function(*arguments)`, 2 for each multiplication and addition, counted from its shapes alone.
+
+    XLA counts everything, but a loop's body once; here a body counts as often as it runs (that of a `while` once, since nothing says how often). Of
+    branches the dearest counts. A convolution counts as the products that it stands for.
+    """
+    return _products(jax.make_jaxpr(function)(*arguments).jaxpr)
+
+
+def _products(jaxpr: Any) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name, options = equation.primitive.name, equation.params
+        if name == "dot_general":
+            contracted, _ = options["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += 2.0 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted[0])
+        elif name == "conv_general_dilated":
+            kernel, numbers = equation.invars[1].aval, options["dimension_numbers"]
+            total += 2.0 * equation.outvars[0].aval.size * kernel.size / kernel.shape[numbers.rhs_spec[0]]
+        inner = [_products(getattr(own, "jaxpr", own)) for own in jax.tree.leaves(list(options.values()), is_leaf=_is_jaxpr) if _is_jaxpr(own)]
+        if inner:
+            total += max(inner) if name == "cond" else sum(inner) * options.get("length", 1) if name == "scan" else sum(inner)
+    return total
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def _asked(question: Callable[[], Any]) -> Any:

@@ -26,6 +26,42 @@ def test_the_cost_of_a_matrix_product():
     assert twice["flops"] == pytest.approx(8, rel=0.01) and twice["peak_bytes"] == pytest.approx(4, rel=0.1)
 
 
+X, W = jnp.ones((5, 8)), jnp.ones((8, 8))
+ONE = 2 * 5 * 8 * 8
+"""The operations of X @ W."""
+
+
+def looped(x, w):
+    return jnp.sum(jax.lax.scan(lambda c, _: (jnp.tanh(c @ w), None), x, None, length=7)[0])
+
+
+@pytest.mark.parametrize(
+    ("function", "products"),
+    [
+        (lambda x, w: x @ w, 1),
+        (jax.jit(lambda x, w: jax.nn.relu(x @ w) @ w), 2),
+        (looped, 7),  # XLA counts the body once
+        (jax.grad(looped), 14),
+        (jax.grad(looped, argnums=(0, 1)), 21),
+        (lambda x, w: jax.vmap(lambda row: row @ w)(x), 1),
+        (lambda x, w: jnp.einsum("bi,ij->bj", x, w), 1),
+        (lambda x, w: jax.lax.cond(x[0, 0] > 0, lambda: x @ w, lambda: x @ w @ w), 2),
+        (lambda x, w: x + 1, 0),
+    ],
+)
+def test_matrix_products_are_counted_from_their_shapes(function, products):
+    assert efficiency.product_flops(function, X, W) == products * ONE
+
+
+def test_a_convolution_costs_what_xla_says():
+    image, kernel = jnp.ones((2, 9, 9, 3)), jnp.ones((3, 3, 3, 8))
+
+    def convolve(image, kernel):
+        return jax.lax.conv_general_dilated(image, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    assert efficiency.product_flops(convolve, image, kernel) == efficiency.cost(jax.jit(convolve).lower(image, kernel).compile())["flops"]
+
+
 def answer(flops, memory):
     return types.SimpleNamespace(cost_analysis=lambda: flops, memory_analysis=lambda: memory)
 
