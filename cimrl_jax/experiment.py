@@ -170,11 +170,9 @@ def finished(own: loop.Program, look: Look, workdir: pathlib.Path) -> Finished:
 def _evaluate(best: Finished, look: Look, rule: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """results.json's entry of every member, as the rule selected it, and the examples to show."""
     own, trained, dataset = best.program, best.trained, look.built.dataset
-    splits: list[dict[str, Any]] = [{} for _ in best.members]
-    for name in dataset.splits:
-        if not name.startswith("train"):
-            for measured, report in zip(splits, look.measure(best, rule, name), strict=True):
-                measured[name] = report
+    measured = look.measure_all(best, rule)
+    modes = [{name: measured[name][k] for name in own.method.modes} for k in range(len(best.members))]
+    default = next((name for name, mode in own.method.modes.items() if mode is own.method.predict), None)
     selection = [{} for _ in best.members]
     for other in look.rules:
         chosen = trained.selected[other]
@@ -183,7 +181,7 @@ def _evaluate(best: Finished, look: Look, rule: str) -> tuple[list[dict[str, Any
             kept = {name: {key: report[key] for key in BRIEF} for name, report in zip(brief, reports, strict=True)}
             entry[other] = {"step": int(chosen.step[i]), "splits": kept}
     explained = explain.Explained(own.label, own.method, own.model, best.picked(rule))
-    found, cards = explain.examine(explained, dataset, look.headlines[-1], shown=look.config.report.examples)
+    found = explain.examine(explained, dataset, look.headlines[-1], shown=look.config.report.examples)
     seconds, steps = trained.clock["seconds"], trained.clock["steps_timed"]
     train = {
         "steps": own.spec.steps,
@@ -204,13 +202,15 @@ def _evaluate(best: Finished, look: Look, rule: str) -> tuple[list[dict[str, Any
             "selected_by": rule,
             "selected_step": int(trained.selected[rule].step[i]),
             "selection": selection[k],
-            "splits": splits[k],
-            "identification": found[k],
+            "splits": measured[""][k],
+            **({"modes": modes[k], "mode": default} if modes[k] else {}),
+            "identification": found.identification[k],
+            **({"routing": routed} if (routed := found.routing[k]) else {}),
             "train": train,
         }
         for k, i in enumerate(best.members)
     ]
-    return runs, cards
+    return runs, found.cards
 
 
 def _results(config: Config, look: Look, runs: list[dict[str, Any]], tried: list[dict[str, Any]]) -> Results:
@@ -240,6 +240,7 @@ def _results(config: Config, look: Look, runs: list[dict[str, Any]], tried: list
         environment=results.environment(),
         runs=runs,
         summary=results.summarise(runs, level=level, resamples=resamples),
+        modes=results.summarise_modes(runs, level=level, resamples=resamples),
         gap_closed=gaps,
         settings=tried,
         warnings=warnings,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Bool, Float
 
 from cimrl_jax import metrics
 from cimrl_jax.assembly import Assembly
@@ -20,6 +21,9 @@ from cimrl_jax.types import Method, Told, TrainState
 
 ORACLE = "oracle"
 """Selection by the test groups themselves: what could be had, never used to choose."""
+
+HOME = "test"
+"""The split whose rows others have versions of."""
 
 BLIND = ("worst_class", "average")
 """Rules that are blind to the shortcut: where validation has it too, they prefer early models, which follow it."""
@@ -100,15 +104,40 @@ class Look:
         """The report of each member's model on a split."""
         return self._reports(finished.program, finished.picked(rule), split)
 
-    def _reports(self, own: loop.Program, members: Members, split: str) -> list[metrics.Report]:
-        dataset = self.built.dataset
-        source = dataset.split(split)
-        said = self._of(own.method)(members, source)
-        return [robustness.evaluate_split(logits, source, self._shares, dataset.group_names, dataset.answers.get(split)) for logits in said.logits]
+    def measure_all(self, finished: Finished, rule: str) -> dict[str, list[dict[str, metrics.Report]]]:
+        """Each member's reports {split: report} on every split that is not for training, of the prediction (under "") and of each of the method's
+        modes (under its name), in one pass over each split. Where rows are versions of rows of test, "both_right" is the pair consistency."""
+        dataset, method, members = self.built.dataset, finished.program.method, finished.picked(rule)
+        names = ["", *method.modes]
+        found: dict[str, list[dict[str, metrics.Report]]] = {name: [{} for _ in finished.members] for name in names}
+        right: dict[str, dict[str, list[Bool[np.ndarray, " n"]]]] = {}
+        for split, source in dataset.splits.items():
+            if split.startswith("train"):
+                continue
+            said = self._of(method, modes=True)(members, source)
+            for name, logits in {"": said.logits, **said.modes}.items():
+                for own, part in zip(found[name], logits, strict=True):
+                    own[split] = self._report(part, split)
+                if split in dataset.keys:
+                    right.setdefault(split, {})[name] = [robustness.right(part, source.label) for part in logits]
+        for split in right.keys() - {HOME} if HOME in right else ():
+            pairs = robustness.matched(np.asarray(dataset.keys[HOME]), np.asarray(dataset.keys[split]))
+            for name in names:
+                for own, home, away in zip(found[name], right[HOME][name], right[split][name], strict=True):
+                    own[split]["both_right"] = robustness.both_right(home, away, pairs)
+        return found
 
-    def _of(self, method: Method, *, features: bool = False) -> Predict:
+    def _reports(self, own: loop.Program, members: Members, split: str) -> list[metrics.Report]:
+        said = self._of(own.method)(members, self.built.dataset.split(split))
+        return [self._report(logits, split) for logits in said.logits]
+
+    def _report(self, logits: Float[np.ndarray, "n c"], split: str) -> metrics.Report:
+        dataset = self.built.dataset
+        return robustness.evaluate_split(logits, dataset.split(split), self._shares, dataset.group_names, dataset.answers.get(split))
+
+    def _of(self, method: Method, *, features: bool = False, modes: bool = False) -> Predict:
         """The model's prediction is compiled once for all methods that have none of their own."""
-        key = (method.predict, method.infer, features)
+        key = (method.predict, method.infer, features, *(method.modes.values() if modes else ()))
         if key not in self._predict:
             self._predict[key] = make_predict(
                 self.built.model,
@@ -116,6 +145,7 @@ class Look:
                 batch_size=self.config.evaluate.batch_size,
                 resident=self.config.data.resident != "no",
                 features=features,
+                modes=modes,
                 placed=self._placed,
             )
         return self._predict[key]

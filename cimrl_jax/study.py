@@ -17,9 +17,10 @@ from cimrl_jax.errors import UserError, nearest
 from cimrl_jax.files import write_whole
 from cimrl_jax.options import plain
 from cimrl_jax.report import results, study_page
-from cimrl_jax.report.comparison import Column, Comparison, markdown, pool
+from cimrl_jax.report.comparison import Column, Comparison, pool
 from cimrl_jax.report.progress import Progress, duration
 from cimrl_jax.report.results import BASELINE, Results
+from cimrl_jax.report.study_text import markdown
 
 KEYS = ("base", "runs", "pool", "table", "plots")
 NOT_RUN = "not run with these settings"

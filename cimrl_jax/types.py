@@ -273,9 +273,15 @@ class Method(NamedTuple):
     hyper: Mapping[str, float]
     """Every number that may be swept without a new compile."""
     explain: Callable[..., dict[str, dict[str, Any]]]
-    """(method_state, hyper, model, params, batch, key) -> {"evidence": {m: [b, n]}, "chosen": {m: [b, n] in 0..1}, "edited": {m: Slots}}."""
+    """(method_state, hyper, model, params, batch, key) -> {"evidence": {m: [b, n]}, "chosen": {m: [b, n] in 0..1}, "edited": {m: Slots}}.
+
+    Methods of causal mediation also tell "effects" {name: [b]} (TE, NDE image, TIE image ... in logits of the predicted class), "gates" {expert: [b]}
+    (the router's, of sum 1) and "quality" {m: [b] in 0..1} of each modality's counterfactual.
+    """
     predict: Callable[..., Array] | None = None
-    """(method_state, hyper, model, params, codes) -> logits [b, c]: the method's prediction where it is not `Outputs.logits`."""
+    """(method_state, hyper, model, params, slots, codes) -> logits [b, c]: the method's prediction where it is not `Outputs.logits`."""
+    modes: Mapping[str, Callable[..., Array]] = {}
+    """Other predictions of the same trained model by name, each as `predict`, which is one of them where there are any."""
     infer: Callable[..., dict[str, Array]] | None = None
     """(method_state, hyper, model, params, slots) -> {m: [b, c]}: for each modality, the class that its shortcut speaks for, as far as the method can
     tell without having been told."""

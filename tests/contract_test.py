@@ -107,7 +107,7 @@ def test_every_option_is_documented_and_shown_by_help(name):
     assert (module.__doc__ or "").strip() and (module.build.__doc__ or "").strip()
     shown = help_text.render(name).splitlines()
     for field in dataclasses.fields(module.Options):
-        [at] = [i for i, line in enumerate(shown) if line.strip().startswith(f"--method.{name}.{field.name} ")]
+        [at] = [i for i, line in enumerate(shown) if f"{line.strip()} ".startswith(f"--method.{name}.{field.name} ")]  # a long type stands below
         assert len(shown[at + 1].strip()) > 5 and not shown[at + 1].strip().startswith("--")
 
 
@@ -387,7 +387,7 @@ def test_the_explanation_covers_every_valid_slot(wide, wide_model):
     explain = jax.jit(lambda state, batch: wide.method.explain(state.method, state.hyper, wide_model, state.params, batch, jax.random.key(0)))
     told = explain(state, batch)
     slots = wide_model.embed(state.params["model"], batch.inputs, batch.present)
-    assert {"evidence", "chosen"} <= set(told) <= {"evidence", "chosen", "edited"}
+    assert {"evidence", "chosen"} <= set(told) <= {"evidence", "chosen", "edited", "effects", "gates", "quality"}
     for m, own in slots.items():
         mask = np.asarray(own.mask)
         for part in ("evidence", "chosen"):

@@ -14,6 +14,7 @@ from cimrl_jax.assembly import assemble
 from cimrl_jax.data.source import ArraySource
 from cimrl_jax.errors import UserError
 from cimrl_jax.evaluate import robustness
+from cimrl_jax.evaluate.predict import make_predict
 from cimrl_jax.selection import Finished, Look, choose, needs
 from cimrl_jax.train import loop
 from tests import tiny
@@ -49,6 +50,41 @@ def test_every_rule_selects_what_its_name_says(swept):
             assert trained.selected[rule].score[member] == pytest.approx(best)
             assert trained.selected[rule].step[member] == max(line["step"] for line in own if line[key] == best)
         assert trained.selected["last"].step[member] == 6
+
+
+def test_every_mode_and_every_pair_is_measured_in_one_pass_over_each_split():
+    """A method whose modes are linear in what the model says, so that each can be had from it by hand."""
+    config = tiny.study()
+    built = assemble(config)
+    traces = []
+
+    def mode(scale):
+        def predict(state, hyper, model, params, slots, codes):
+            traces.append(scale)
+            return scale * model.decide(params["model"], codes).logits
+
+        return predict
+
+    modes = {"against": mode(-1.0), "default": mode(1.0)}
+    own = dataclasses.replace(built.programs[0], method=built.programs[0].method._replace(predict=modes["default"], modes=modes))
+    states = tiny.members(own)
+    same = loop.Selected(states.params, states.method, np.zeros(2), np.zeros(2))
+    look = Look(config, built)
+    found = look.measure_all(Finished(own, loop.Trained({"last": same}, states.hyper, states, {}), (0, 1)), "last")
+    assert list(found) == ["", "against", "default"] and sorted(traces) == [-1.0, 1.0]
+    plain = Finished(built.programs[0], loop.Trained({"last": same}, states.hyper, states, {}), (0, 1))
+    right, predict = {}, make_predict(own.model)
+    for split in ("test", "validation", "test_balanced", "test_flipped", "test_m0_only", "test_m1_only"):
+        source = built.dataset.split(split)
+        right[split] = predict(plain.picked("last"), source).logits.argmax(-1) == source.label
+        for member, report in enumerate(look.measure(plain, "last", split)):
+            one, default, against = (dict(found[name][member][split]) for name in ("", "default", "against"))
+            assert one == default
+            pairs = one.pop("both_right", None), against.pop("both_right", None)
+            told = right["test"][member], right[split][member]  # rows of the same number are versions of one another
+            assert pairs == ((np.mean(told[0] & told[1]), np.mean(~told[0] & ~told[1])) if split == "test_flipped" else (None, None))
+            assert one == report and against["accuracy"] == pytest.approx(1 - report["accuracy"])
+    assert set(found[""][0]) == set(right)
 
 
 def test_rules_that_are_blind_to_the_shortcut_select_late_and_those_that_read_groups_at_any_time():

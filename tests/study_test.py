@@ -21,6 +21,7 @@ from cimrl_jax.main import main
 from cimrl_jax.report import comparison, study_page
 from cimrl_jax.report.comparison import Column, Comparison, pool
 from cimrl_jax.report.results import Results, summarise
+from cimrl_jax.report.study_text import markdown
 from cimrl_jax.train import loop
 from tests import tiny
 
@@ -276,7 +277,7 @@ def test_the_best_is_the_best_of_those_that_saw_no_group():
     assert {method: entry.best for method, entry in Column("a", found).entries().items()} == {
         "erm": False, "dro": False, "cimrl": True, "ceiling": False,
     }  # fmt: skip
-    text = comparison.markdown(compared(found))
+    text = markdown(compared(found))
     assert "| cimrl | **60.0 ± 0.0 [60.0, 60.0]**" in text and text.count("**") == 2
 
 
@@ -310,7 +311,7 @@ def test_names_are_text_on_the_page_and_in_the_table():
     found = Comparison(EVIL, columns, [EVIL, "c"], {EVIL: {"1": EVIL, "20": "b"}})
     read = Reader(study_page.render(found))
     assert "script" not in read.tags and read.tags.count("svg") == 1 and read.text.count(EVIL) >= 8
-    text = comparison.markdown(found)
+    text = markdown(found)
     assert "<script>" not in text.replace("\\<", "") and " | **a**" not in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     bare = [row.replace("\\|", "") for row in rows]
@@ -318,9 +319,18 @@ def test_names_are_text_on_the_page_and_in_the_table():
     assert {row.count("|") for row in first} == {4}, "no name makes a column"
 
 
+def test_a_plot_of_the_first_tables_name_takes_nothing_from_it():
+    columns = {name: Column(name, results({"erm": [0.2, 0.3]})) for name in ("alone", "one", "two")}
+    found = Comparison("clash", columns, ["alone"], {comparison.FIRST: {"1": "one", "2": "two"}})
+    text, page = markdown(found), study_page.render(found)
+    assert text.count(f"## {comparison.FIRST}") == 2 and "| method | alone |" in text and "| method | 1 | 2 |" in text
+    assert page.count(f"<h2>{comparison.FIRST}</h2>") == 2 and Reader(page).tags.count("svg") == 1
+    assert page.index(">alone</th>") < page.index("<svg")  # the figure is the second section's
+
+
 def test_a_study_of_nothing_measured_still_makes_its_page():
     found = Comparison("none", {"a": Column("a", None, ("why",))}, ["a"], {"size": {"1": "a"}})
-    assert "why" in study_page.render(found) and "Nothing was measured." in comparison.markdown(found)
+    assert "why" in study_page.render(found) and "Nothing was measured." in markdown(found)
     assert found.to_json()["columns"]["a"]["methods"] == {}
 
 

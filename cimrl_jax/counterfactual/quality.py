@@ -24,10 +24,17 @@ def local(chosen: Float[Array, "b n"], mask: Bool[Array, "b n"], *, most: float)
 
 
 def contrast(
-    full: Float[Array, "b c"], context: Float[Array, "b c"], core: Float[Array, "b c"], share: Float[Array, " b"], *, most: float
+    full: Float[Array, "b c"], context: Float[Array, "b c"], core: Float[Array, "b c"], share: Float[Array, " b"], *, most: Float[Array, ""] | float
 ) -> Float[Array, " b"]:
     """`1[.05 <= share <= most] sqrt(JS(p, p_context) (1 - JS(p, p_core)))` of three rows of logits (METHODS 2.4), no gradient."""
     p, without, only = (jax.nn.softmax(x) for x in (full, context, core))
     usable = (share >= 0.05) & (share <= most)
     product = jnp.clip(jensen_shannon(p, without), 0.0, 1.0) * (1 - jnp.clip(jensen_shannon(p, only), 0.0, 1.0))
     return jax.lax.stop_gradient(jnp.where(usable, jnp.sqrt(product), 0.0))
+
+
+def told_apart(score: Float[Array, " b"], good: Bool[Array, " b"], weight: Float[Array, " b"]) -> Float[Array, ""]:
+    """AUROC of a score within a batch: the share of pairs, one good and one not, in which the good one has the higher score (a tie counts half)."""
+    pairs = jnp.where(good, weight, 0.0)[:, None] * jnp.where(good, 0.0, weight)[None, :]
+    wins = (score[:, None] > score[None, :]) + 0.5 * (score[:, None] == score[None, :])
+    return jnp.sum(pairs * wins) / jnp.maximum(jnp.sum(pairs), 1e-8)

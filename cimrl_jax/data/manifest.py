@@ -72,6 +72,7 @@ class Manifest:
     made_of: dict[str, Any]
     versions: dict[str, str]
     """For people only."""
+    keys: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
 
 def made_of(about: Mapping[str, Any], *, form: Form = "map", picture: records.Picture = "raw") -> dict[str, Any]:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import math
 import pathlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,9 @@ from cimrl_jax.types import Expected, Feature
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 """What is read; Pillow knows more, some of which start other programs. The content tells, not the file's name."""
+METADATA = r"PIL\.TiffImagePlugin"
+"""The module that warns of damaged EXIF data, which are no part of the picture (see `_orientation`). It is silenced for good: `catch_warnings` would
+hold for all threads, and end at random where several read pictures."""
 WHITE = (255, 255, 255, 255)
 
 
@@ -137,6 +141,8 @@ def _opened(source: Any, where: str) -> Iterator[Any]:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise UserError(f"{where}: reading pictures needs Pillow, which is not installed; run: pip install 'cimrl_jax[data]'") from error
+    if not any(getattr(own[3], "pattern", None) == METADATA for own in warnings.filters):
+        warnings.filterwarnings("ignore", module=METADATA)
     try:
         with Image.open(source, formats=FORMATS) as file:
             yield file

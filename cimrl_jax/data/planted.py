@@ -96,7 +96,14 @@ def plant(dataset: Dataset, options: PlantOptions, *, seed: int) -> Dataset:
         choice = {name: _choice(raw, name, dataset, chosen[name], planting.generator(seed, draw.base, "plant", name)) for name in planted}
         splits[split] = Planted(raw, planted, attribute, choice, group[options.groups].astype(np.int32))
     features = {name: planted[name].feature if name in planted else feature for name, feature in dataset.features.items()}
-    found = dataclasses.replace(dataset, features=features, splits=splits, notes=f"{dataset.notes}; planted: {_said(chosen)}")
+    test = dataset.keys.get("test", np.arange(len(dataset.splits["test"])))
+    found = dataclasses.replace(
+        dataset,
+        features=features,
+        splits=splits,
+        notes=f"{dataset.notes}; planted: {_said(chosen)}",
+        keys={**dataset.keys, **dict.fromkeys(planting.keys(splits), test)},
+    )
     if options.groups == "planted":
         of_group = tuple(range(values)) * len(dataset.class_names)
         return dataclasses.replace(

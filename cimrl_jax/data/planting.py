@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Mapping, Sized
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -73,6 +74,11 @@ def draws(correlations: tuple[Correlation, Correlation, Correlation], modalities
         for name in modalities:
             splits[f"test_{name}_only"] = Draw("test", tuple(None if other == name else 1.0 for other in modalities))
     return splits
+
+
+def keys(splits: Mapping[str, Sized]) -> dict[str, Int[np.ndarray, " n"]]:
+    """`Dataset.keys` of a planted data set: row i of test_flipped is row i of test with another attribute."""
+    return {name: np.arange(len(splits[name])) for name in ("test", "test_flipped")}
 
 
 def group_names(classes: tuple[str, ...], values: tuple[str, ...]) -> tuple[str, ...]:

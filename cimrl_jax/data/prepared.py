@@ -167,6 +167,7 @@ def write(
             "masks": {name: {key: mask.shape[1:] for key, mask in _masks(source).items()} for name, source in dataset.splits.items()},
             "arrays": arrays,
             "answers_of": {name: {"left_out": own.left_out.tolist(), "kinds": own.kinds} for name, own in dataset.answers.items()},
+            "keys": {name: tuple(keys.tolist()) for name, keys in dataset.keys.items()},
             "made_of": wanted,
             "versions": {"cimrl_jax": cimrl_jax.__version__, "numpy": np.__version__},
         }
@@ -293,7 +294,8 @@ def read(folder: pathlib.Path, *, expected: Mapping[str, Expected] | None = None
     lossy = [name for name, array in own.arrays.items() if array.picture == "jpeg"]
     notes = "; ".join([own.notes, *(f"{name.removeprefix('inputs.')} is kept as JPEG of quality {records.QUALITY}" for name in lossy)])
     kept = {field.name: getattr(own, field.name) for field in dataclasses.fields(Dataset) if field.name in field_types(Manifest)}
-    return Dataset(**kept | {"features": features, "splits": splits, "notes": notes, "answers": answers})
+    keys = {name: np.array(row_keys, np.int64) for name, row_keys in own.keys.items()}
+    return Dataset(**kept | {"features": features, "splits": splits, "notes": notes, "answers": answers, "keys": keys})
 
 
 def _opened(array: Array, folder: pathlib.Path, name: str) -> tuple[shards.Shard, ...]:

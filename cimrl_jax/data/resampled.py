@@ -47,7 +47,7 @@ def resample(dataset: Dataset, options: ResampleOptions, *, seed: int) -> Datase
     for name in options.splits:
         if name not in dataset.splits:
             raise UserError(f"{WHERE}.splits: data set {dataset.name!r} has no split {name!r}; {nearest(name, dataset.splits)}")
-    splits, said = dict(dataset.splits), []
+    splits, keys, said = dict(dataset.splits), dict(dataset.keys), []
     for name in options.splits:
         source, counts = dataset.splits[name], _counts(dataset, name)
         shares = _shares(options.attribute, counts, _counts(dataset, "train"))
@@ -65,10 +65,11 @@ def resample(dataset: Dataset, options: ResampleOptions, *, seed: int) -> Datase
         if not len(rows):
             raise UserError(f"{WHERE}: {name} has too few rows for {options.attribute}; try --{WHERE}.rows draw_again")
         splits[name] = chosen(source, rows)
+        keys |= {name: keys[name][rows]} if name in keys else {}
         said.append(f"{name} has {len(np.unique(rows))} of its {len(source)} rows")
     notes = f"{dataset.notes}; attribute resampled ({options.attribute}): {', '.join(said)}"
     answers = {name: own for name, own in dataset.answers.items() if name not in options.splits}
-    return dataclasses.replace(dataset, splits=splits, answers=answers, notes=notes)
+    return dataclasses.replace(dataset, splits=splits, answers=answers, keys=keys, notes=notes)
 
 
 def _counts(dataset: Dataset, split: str) -> Int[np.ndarray, "c a"]:

@@ -134,6 +134,9 @@ class Dataset:
     """Rows of the data set's files that could not be used and were left out: where each stands, and why."""
     answers: Mapping[str, Answers] = dataclasses.field(default_factory=dict)
     """By split, where people's answers differ. Whoever changes the rows of a split leaves it out."""
+    keys: Mapping[str, Int[np.ndarray, " n"]] = dataclasses.field(default_factory=dict)
+    """By split a number for each row. Rows of two splits with the same one are versions of the same example; splits that are no version of any other
+    have none."""
 
     def __post_init__(self) -> None:
         if self.attribute_names and not self.group_attribute:

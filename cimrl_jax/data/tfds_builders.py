@@ -94,7 +94,7 @@ def _builder(tfds: Any, make_config: Any, component_name: str) -> Any:
                 return tfds.core.DatasetInfo(
                     builder=self, features=tfds.features.FeatureConnector.from_config(self.data_dir), metadata=tfds.core.MetadataDict()
                 )
-            names = [field.name for field in dataclasses.fields(Dataset) if field.name not in ("features", "splits", "answers")]
+            names = [field.name for field in dataclasses.fields(Dataset) if field.name not in ("features", "splits", "answers", "keys")]
             about = {name: getattr(self.dataset, name) for name in names}
             modalities = {name: dataclasses.asdict(feature) for name, feature in self.dataset.features.items()}
             images = [name for name, feature in self.dataset.features.items() if feature.kind == "image"]

@@ -1,25 +1,31 @@
-"""What trained members rested on: identification against planted regions over a whole split, and a few examples to look at."""
+"""What trained members rested on: identification and the router's choices over a whole split, and a few examples to look at."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cimrl_jax.data import pipeline
 from cimrl_jax.data.feature_store import Stored
 from cimrl_jax.data.source import Dataset, Source
 from cimrl_jax.evaluate import attribution_alignment as alignment
+from cimrl_jax.evaluate import routing
 from cimrl_jax.evaluate.predict import Members
 from cimrl_jax.nn.model import bound
-from cimrl_jax.types import Batch, Method, Model, Slots, SlotSpec
+from cimrl_jax.types import Batch, Feature, Method, Model, Slots, SlotSpec
 
 BATCH = 100
 """Examples at a time: attribution keeps every member's activations."""
+
+
+MASKED = "\N{WHITE SQUARE}"
+"""What stands for a word in whose place the mask embedding is: the nearest word to that would say nothing."""
 
 
 class Explained(NamedTuple):
@@ -31,40 +37,58 @@ class Explained(NamedTuple):
     members: Members
 
 
-def examine(own: Explained, dataset: Dataset, split: str, *, shown: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(each member's identification metrics and consistency under its edits, the first member's examples for the gallery)."""
+class Examined(NamedTuple):
+    """What `examine` found."""
+
+    identification: list[dict[str, Any]]
+    """Each member's metrics of identification, and its consistency under its edits."""
+    routing: list[dict[str, Any] | None]
+    """Each member's `routing.finish` over groups ("of": "groups"), or over classes where no group is known, with the "split"; None without gates."""
+    cards: list[dict[str, Any]]
+    """The first member's examples for the gallery."""
+
+
+def examine(own: Explained, dataset: Dataset, split: str, *, shown: int) -> Examined:
+    """One pass over the split for all members, and a look at `shown` of its examples."""
     source, model = dataset.split(split), own.model
+    grouped = bool((source.group >= 0).any())
+    names = dataset.group_names if grouped else dataset.class_names
 
     @jax.jit
     def measure(held: Any, members: Members, batch: Batch, *rest: Any) -> Any:
         bare = own._replace(model=bound(model, held))
-        return jax.vmap(_measure(bare), in_axes=(0, None, None, None))(members, _prepared(bare.model, batch), *rest)
+        one = _measure(bare, num_groups=len(names), grouped=grouped)
+        return jax.vmap(one, in_axes=(0, None, None, None))(members, _prepared(bare.model, batch), *rest)
 
     sums: Any = None
     for number, fields in enumerate(pipeline.evaluation_batches(source, min(BATCH, len(source)))):
         batch = Batch(**fields)
         part = measure(model.held, own.members, batch, _regions(model, source, fields["index"]), jax.random.key(number))
         sums = part if sums is None else alignment.add(sums, part)
-    reports = []
+    identification, routed = [], []
     for i in range(len(next(iter(own.members.hyper.values())))):
-        found, change = jax.tree.map(lambda x, i=i: np.asarray(x)[i], sums)
+        found, change, gates = jax.tree.map(lambda x, i=i: np.asarray(x)[i], sums)
         report = alignment.finish(found)
-        reports.append(report | ({"all": {"edit": alignment.consistency_report(change)}} if change is not None else {}))
-    return reports, _examples(own, dataset, split, shown)
+        identification.append(report | ({"all": {"edit": alignment.consistency_report(change)}} if change is not None else {}))
+        about = {"split": split, "of": "groups" if grouped else "classes"}
+        routed.append(None if gates is None else about | routing.finish(gates, names=names))
+    return Examined(identification, routed, _examples(own, dataset, split, shown))
 
 
-def _measure(own: Explained) -> Any:
+def _measure(own: Explained, *, num_groups: int, grouped: bool) -> Any:
     model, method = own.model, own.method
 
     def one(member: Members, batch: Batch, regions: Any, key: Array) -> Any:
         slots = model.embed(member.params["model"], batch.inputs, batch.present)
         told = method.explain(member.state, member.hyper, model, member.params, batch, key)
         found = alignment.count(told["evidence"], told["chosen"], {m: s.mask for m, s in slots.items()}, regions, batch.weight)
+        gates, group = told.get("gates"), batch.group if grouped else batch.label
+        routed = routing.count(gates, group, batch.weight, num_groups=num_groups) if gates else None
         if "edited" not in told:
-            return found, None
+            return found, None, routed
         before = _logits(own, member, slots)
         after = _logits(own, member, told["edited"])
-        return found, alignment.consistency(before, after, batch.weight)
+        return found, alignment.consistency(before, after, batch.weight), routed
 
     return one
 
@@ -79,7 +103,12 @@ def _logits(own: Explained, member: Members, slots: dict[str, Slots]) -> Array:
     codes = own.model.encode(member.params["model"], slots)
     if own.method.predict is None:
         return own.model.decide(member.params["model"], codes).logits
-    return own.method.predict(member.state, member.hyper, own.model, member.params, codes)
+    return own.method.predict(member.state, member.hyper, own.model, member.params, slots, codes)
+
+
+def _is_blank(values: Float[Array, "*b d"], blank: Float[Array, " d"]) -> Bool[Array, "*b"]:
+    """Which slots are the mask embedding, but for the rounding of an edit that went part of the way."""
+    return jnp.max(jnp.abs(values - blank), axis=-1) <= 1e-5 * jnp.max(jnp.abs(values))
 
 
 def _regions(model: Model, source: Source, rows: Int[np.ndarray, " b"]) -> dict[str, Any]:
@@ -105,22 +134,23 @@ def _examples(own: Explained, dataset: Dataset, split: str, shown: int) -> list[
         slots = model.embed(member.params["model"], batch.inputs, batch.present)
         told = method.explain(member.state, member.hyper, model, member.params, batch, jax.random.key(0))
         edited = told.get("edited", slots)
+        blank = member.params["model"].get("blank", {})
         pictures = model.render(member.params["model"], {m: s.values for m, s in edited.items()})
+        blanked = {m: _is_blank(edited[m].values, own) for m, own in blank.items()}
         bare = own._replace(model=model)
-        return told, jnp.argmax(_logits(bare, member, slots), -1), jnp.argmax(_logits(bare, member, edited), -1), pictures
+        told = {name: collections.OrderedDict(part) for name, part in told.items()}  # in the method's order, which jit would lose in a dict
+        return told, jnp.argmax(_logits(bare, member, slots), -1), jnp.argmax(_logits(bare, member, edited), -1), (pictures, blanked)
 
-    told, predicted, after, pictures = jax.device_get(tell(own.model.held, first, batch))
+    told, predicted, after, rendered = jax.device_get(tell(own.model.held, first, batch))
     raw = source.raw.load(rows)["inputs"] if isinstance(source, Stored) else batch.inputs
-    return [_card(own, dataset, split, batch, raw, i, told, predicted, after, pictures) for i in range(len(rows))]
+    return [_card(own, dataset, split, batch, raw, i, told, predicted, after, rendered) for i in range(len(rows))]
 
 
 def _card(
-    own: Explained, dataset: Dataset, split: str, batch: Batch, raw: Any, i: int, told: Any, predicted: np.ndarray, after: np.ndarray, pictures: Any
+    own: Explained, dataset: Dataset, split: str, batch: Batch, raw: Any, i: int, told: Any, predicted: np.ndarray, after: np.ndarray, rendered: Any
 ) -> dict[str, Any]:
-    edited, layout = "edited" in told, own.model.slots
+    edited, layout, (pictures, blanked) = "edited" in told, own.model.slots, rendered
     declared = {m: feature.raw or feature for m, feature in dataset.features.items()}
-    image = next((m for m, feature in declared.items() if feature.kind == "image"), None)
-    text = next((m for m, feature in declared.items() if feature.kind == "text"), None)
     group = int(batch.group[i])
     card: dict[str, Any] = {
         "id": f"{split}/{int(batch.index[i])}",
@@ -132,21 +162,29 @@ def _card(
         "evidence": {m: _placed(layout[m], value[i]) for m, value in told["evidence"].items()},
         "chosen": {m: _placed(layout[m], value[i]) for m, value in told["chosen"].items()},
         "grid": {m: spec.grid for m, spec in layout.items() if spec.grid},
+        **{part: {name: value[i] for name, value in told[part].items()} for part in ("effects", "gates", "quality") if part in told},
     }
     if edited:
         card["edited_predicted"] = dataset.class_names[int(after[i])]
-    # Edited features have no look.
-    if image is not None:
-        card["image"] = np.asarray(raw[image][i])
-        card["edited_image"] = pictures[image][i] if edited and not layout[image].raw else None
-    if text is not None:
-        words = declared[text].vocabulary
-        ids = np.asarray(raw[text][i])[: declared[text].shape[0] // declared[text].views]
-        card["words"] = [words[k] for k in ids[ids > 0]]
-        card["edited_words"] = [words[k] for k in pictures[text][i][told["edited"][text].mask[i]]] if edited and not layout[text].raw else None
-    shown = {text: len(card.get("words", ()))}
-    card["features"] = {m: _without_place(layout[m], value[i], shown.get(m)) for m, value in told["evidence"].items() if layout[m].raw}
+    there = {m: feature for m, feature in declared.items() if batch.present[m][i]}
+    card["pictures"] = {m: np.asarray(raw[m][i]) for m, feature in there.items() if feature.kind == "image"}
+    card["words"] = {m: _words(feature, raw[m][i]) for m, feature in there.items() if feature.kind == "text"}
+    seen = {m for m in there if edited and not layout[m].raw}  # edited features have no look
+    card["edited_pictures"] = {m: pictures[m][i] for m in card["pictures"] if m in seen}
+    card["edited_words"] = {}
+    for m in [m for m in card["words"] if m in seen]:
+        words = np.array(declared[m].vocabulary, object)[pictures[m][i]]
+        words = np.where(blanked[m][i], MASKED, words) if m in blanked else words
+        card["edited_words"][m] = words[told["edited"][m].mask[i]].tolist()
+    counts = {m: len(words) for m, words in card["words"].items()}
+    card["features"] = {m: _without_place(layout[m], value[i], counts.get(m)) for m, value in told["evidence"].items() if layout[m].raw}
     return card
+
+
+def _words(feature: Feature, ids: np.ndarray) -> list[str]:
+    """Of the version that is read."""
+    ids = np.asarray(ids)[: feature.shape[0] // feature.views]
+    return [feature.vocabulary[k] for k in ids[ids > 0]]
 
 
 def _placed(spec: SlotSpec, values: np.ndarray, count: int | None = None) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +43,8 @@ class Said(NamedTuple):
     """k = 0 unless asked for."""
     inferred: Float[np.ndarray, "s n m c"]
     """`Method.infer` for every modality in the order of their names; m = 0 for methods without."""
+    modes: Mapping[str, Float[np.ndarray, "s n c"]] = {}
+    """The logits of each of `Method.modes`; none unless asked for."""
 
 
 Predict = Callable[[Members, Source], Said]
@@ -56,11 +58,13 @@ def make_predict(
     sharding: NamedSharding | None = None,
     resident: bool = True,
     features: bool = False,
+    modes: bool = False,
     placed: dict[int, tuple[Source, Any]] | None = None,
 ) -> Predict:
     """Returns `predict(members, source)`. The model is traced once for all calls and splits.
 
-    The logits (float32) are the method's prediction if it has one of its own, else the model's; `features` are `Model.head.features`.
+    The logits (float32) are the method's prediction if it has one of its own, else the model's; `features` are `Model.head.features`; `modes`
+    asks for the method's other predictions, in the same pass.
     The model is vmapped over members. The last batch is filled up with repeated rows that are
     cut off again. Where `source.arrays` is there and `resident` is true, the split is put on the device at its first use and stays there as long as
     the returned function, or `placed`, lives (several functions may share one); otherwise batches are loaded while the device computes. `sharding`
@@ -73,17 +77,23 @@ def make_predict(
         batch_size = -(-batch_size // shards) * shards
 
     predicted, infer = (method.predict, method.infer) if method else (None, None)
+    others = dict(method.modes) if method and modes else {}
+    default = next((name for name, mode in others.items() if mode is predicted), None)
 
     def forward(model: Model, members: Members, inputs: Any, present: Any) -> Said:
         params = members.params["model"]
         slots = model.embed(params, inputs, present)
         codes = model.encode(params, slots)
         own = (members.state, members.hyper, model, members.params)
-        logits = predicted(*own, codes) if predicted else model.decide(params, codes).logits
+        also = {name: mode(*own, slots, codes).astype(jnp.float32) for name, mode in others.items()}
+        if default in also:
+            logits = also[default]
+        else:
+            logits = (predicted(*own, slots, codes) if predicted else model.decide(params, codes).logits).astype(jnp.float32)
         told = infer(*own, slots) if infer else {}
         inferred = jnp.stack([told[m] for m in sorted(told)], axis=1) if told else jnp.zeros((len(logits), 0, logits.shape[-1]))
         wide = model.head.features(codes)
-        return Said(logits.astype(jnp.float32), wide if features else wide[..., :0], inferred)  # type: ignore[arg-type]
+        return Said(logits, wide if features else wide[..., :0], inferred, also)  # type: ignore[arg-type]
 
     def for_all(held: Any, members: Members, records: Any) -> Said:
         own, inputs, present = bound(model, held), records["inputs"], records["present"]
@@ -112,7 +122,7 @@ def make_predict(
                 yield jax.device_put(records, sharding)
 
     def run(members: Members, source: Source) -> Said:
-        if predicted is None and infer is None:  # so that all methods share one compile
+        if predicted is None and infer is None and not others:  # so that all methods share one compile
             members = Members({"model": members.params["model"]}, (), {})
         waiting: collections.deque[Said] = collections.deque()
         done: list[Said] = []
@@ -123,6 +133,7 @@ def make_predict(
         done.extend(jax.device_get(said) for said in waiting)
         if not done:
             raise ValueError("the source has no rows to predict")
-        return Said(*(np.concatenate(parts, axis=1)[:, : len(source)] for parts in zip(*done, strict=True)))
+        said = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[:, : len(source)], *done)
+        return said._replace(modes={name: said.modes[name] for name in others})  # in the method's own order, which jit's sorting lost
 
     return run

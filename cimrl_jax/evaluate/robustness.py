@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from cimrl_jax import metrics
 from cimrl_jax.data.source import Answers, Source
@@ -93,6 +93,28 @@ def _vqa(logits: Float[np.ndarray, "n c"], answers: Answers) -> dict[str, float 
     counts = np.bincount(answers.kind, minlength=len(answers.kinds)) + answers.left_out
     parts = {f"vqa_accuracy/{kind}": float(own / n) if n else None for kind, own, n in zip(answers.kinds, sums, counts, strict=True)}
     return {"vqa_accuracy": float(sums.sum() / counts.sum()) if counts.sum() else None, **parts}
+
+
+def right(logits: Float[np.ndarray, "n c"], label: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Whether each prediction is; logits with a NaN or +inf are not."""
+    return (logits.argmax(1) == label) & np.isfinite(logits.max(1))
+
+
+def matched(home: Int[np.ndarray, " n"], away: Int[np.ndarray, " m"]) -> Int[np.ndarray, "k 2"]:
+    """(row of one split, row of another) for every row of the second that is a version of one of the first, by their `Dataset.keys`. Where several
+    rows of the first have the same key, it is the first of them."""
+    keys, first = np.unique(home, return_index=True)
+    if not len(keys):
+        return np.zeros((0, 2), np.int64)
+    place = np.minimum(np.searchsorted(keys, away), len(keys) - 1)
+    rows = np.flatnonzero(keys[place] == away)
+    return np.stack([first[place[rows]], rows], axis=1)
+
+
+def both_right(home: Bool[np.ndarray, " n"], away: Bool[np.ndarray, " m"], pairs: Int[np.ndarray, "k 2"]) -> float | None:
+    """Pair consistency: the share of the pairs of `matched` whose two versions are both predicted right; None if there are none. Versions that differ
+    in the shortcut alone, or in the cause alone and so in their label, are both right only by the cause."""
+    return float((home[pairs[:, 0]] & away[pairs[:, 1]]).mean()) if len(pairs) else None
 
 
 def average_drop(splits: Mapping[str, Mapping[str, Any]], *, metric: str = "accuracy") -> dict[str, float | None]:

@@ -118,7 +118,7 @@ def explainer(predict: Callable[..., Array] | None = None) -> Callable[..., dict
 
         def logits(s: dict[str, Slots]) -> Array:
             codes = model.encode(params["model"], s, None)
-            return predict(state, hyper, model, params, codes) if predict else model.decide(params["model"], codes).logits
+            return predict(state, hyper, model, params, s, codes) if predict else model.decide(params["model"], codes).logits
 
         predicted = jnp.argmax(logits(slots), axis=-1)
         _, gradient = attribution.attribute(logits, slots, predicted)

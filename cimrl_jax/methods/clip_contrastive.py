@@ -27,7 +27,7 @@ from cimrl_jax.errors import UserError
 from cimrl_jax.losses import cosines, cross_entropy, masked_mean
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
-from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Spec, Stage
+from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Slots, Spec, Stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,9 @@ def build(options: Options) -> Method:
         total = l_clip + hyper["w_vc"] * l_vc + hyper["w_lc"] * l_lc + hyper["w_spurious"] * l_spurious
         return total, (state, base.figures(total, logits, batch, l_clip=l_clip, l_vc=l_vc, l_lc=l_lc, l_spurious=l_spurious))
 
-    def predict(state: Any, hyper: Hyper, model: Model, params: Params, codes: Mapping[str, Array]) -> Float[Array, "b c"]:
+    def predict(
+        state: Any, hyper: Hyper, model: Model, params: Params, slots: Mapping[str, Slots], codes: Mapping[str, Array]
+    ) -> Float[Array, "b c"]:
         image = model.head.features(codes) @ params["method"]["joint"]
         return cosines(image, prompts(state, model, params, "classes")) / hyper["tau"]
 

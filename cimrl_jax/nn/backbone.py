@@ -41,8 +41,6 @@ class Shape:
     """`x + f(norm x)`, or `norm(x + f(x))`."""
     layer_scale: bool = False
     """Whether each branch is multiplied by a learned vector (Touvron et al. 2021)."""
-    causal: bool = False
-    """Whether a token attends only to itself and those before it."""
     qkv_bias: bool = True
 
     def __post_init__(self) -> None:
@@ -124,7 +122,7 @@ class Block(nn.Module):
             seen = jnp.pad(seen, ((0, 0), (0, 0), (0, 0), (0, count % 2)))
             seen = jnp.broadcast_to(seen, (len(query), 1, query.shape[1], query.shape[1]))
         how = None if self.tuning.attention == "auto" else self.tuning.attention
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=seen, is_causal=self.shape.causal, implementation=how)
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=seen, implementation=how)
         return self.linear("out", width, mixed[:, :count].reshape(x.shape))
 
     def mlp(self, x: Array, mask: Array) -> Array:

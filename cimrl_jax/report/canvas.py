@@ -30,7 +30,6 @@ class Picture(NamedTuple):
     """One figure: `svg` is markup made here (user text in it is escaped), `alt` and `caption` are plain text."""
 
     name: str
-    title: str
     svg: str
     alt: str
     caption: str
@@ -81,6 +80,11 @@ def dashes(method: str, methods: Sequence[str] = ()) -> Any:
 
 def short(name: str, most: int = 18) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def lines(name: str) -> str:
+    """A group's name with each of its parts on a line, so that what tells groups apart is not what is cut off."""
+    return "\n".join(short(part) for part in name.split(", "))
 
 
 def look(methods: Sequence[str], method: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from cimrl_jax.report import choices
 from cimrl_jax.report.results import BASELINE, CEILING, Cell, Results, finite, plain, summarise
-from cimrl_jax.report.tables import ABSENT, as_markdown, cost_rows, escaped, labels_seen, mean_of, percent, ratio, spread
+from cimrl_jax.report.tables import cost_rows, labels_seen, mean_of, selected_by
 
 OURS = "cimrl"
 FIRST = "Method by method"
@@ -64,12 +64,20 @@ class Column:
                 gap=gaps.get(method),
                 accuracy=found.cell(method, "test", "accuracy"),
                 labels=labels[method],
-                selected_by=", ".join(dict.fromkeys(str(run["selected_by"]) for run in found.runs_of(method) if run.get("selected_by"))) or ABSENT,
+                selected_by=selected_by(found, method),
                 cost=costs[method],
                 best=method in free and cell is not None and cell.mean == best,
             )
             for method in found.methods()
         }
+
+
+class Section(NamedTuple):
+    title: str
+    heads: Mapping[str, str]
+    """{head: column}."""
+    plot: str | None
+    """Which of `Comparison.plots` it shows; None: the first table."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +97,10 @@ class Comparison:
         methods = dict.fromkeys(method for results in own for method in results.methods())
         return sorted(methods, key=lambda name: {BASELINE: 0, CEILING: 2}.get(name, 1))
 
-    def sections(self) -> dict[str, dict[str, str]]:
-        """{title: {head: column}}: the first table, then what each plot varies."""
-        first = {FIRST: {name: name for name in self.table}} if self.table else {}
-        return first | {title: dict(points) for title, points in self.plots.items()}
+    def sections(self) -> list[Section]:
+        """The first table, then what each plot varies."""
+        first = [Section(FIRST, {name: name for name in self.table}, None)] if self.table else []
+        return first + [Section(title, points, title) for title, points in self.plots.items()]
 
     def notes(self) -> list[tuple[str, str]]:
         return [(name, note) for name, column in self.columns.items() for note in column.notes]
@@ -241,42 +249,6 @@ def about(entries: Iterable[Entry]) -> About:
     return About(labels, rules, mean_of([{"train": {"cost": entry.cost}} for entry in entries], "train", "cost"))
 
 
-def markdown(found: Comparison) -> str:
-    """The whole study, readable as plain text; in bold, of each column, the best method that saw no group label."""
-    parts = [f"# {escaped(found.name)}\n"]
-    for title, heads in found.sections().items():
-        entries = {head: found.columns[name].entries() for head, name in heads.items()}
-        names = [escaped(head) for head in heads]
-        worsts, others = [], []
-        for method in found.methods(heads.values()):
-            own = [entries[head].get(method) for head in heads]
-            worsts.append([escaped(method), *(_headline(entry) for entry in own)])
-            told = about(entry for entry in own if entry)
-            accuracies = [spread(entry.accuracy) if entry else ABSENT for entry in own]
-            others.append([escaped(method), escaped(told.labels), escaped(told.selected_by), ratio(told.cost), *accuracies])
-        splits = ", ".join(dict.fromkeys(column.split for name in heads.values() if (column := found.columns[name]).results))
-        parts.append(f"## {escaped(title)}\n")
-        if not worsts:
-            parts.append("Nothing was measured.\n")
-            continue
-        parts.append(
-            as_markdown(["method", *names], worsts, f"Worst group of {splits}, and of the gap between ERM and the ceiling the share closed.")
-        )
-        parts.append(as_markdown(["method", "labels used", "selected by", "cost", *names], others, "Accuracy on test.", left=(0, 1, 2)))
-    if lines := duels(found):
-        texts = [[escaped(d.method), f"{d.above} of {d.of}", str(d.clear), percent(d.difference)] for d in lines]
-        head = [f"{OURS} against", "above on", "of these clearly", "mean difference"]
-        parts.append(f"## {OURS} against each method\n")
-        parts.append(as_markdown(head, texts, DUELS))
-    if tried := settings(found):
-        head = ["data", "method", "setting", "validation score", "worst group", "chosen"]
-        texts = [[*map(escaped, line[:3]), line[3], spread(line[4]), "chosen" if line[5] else ""] for line in tried]
-        parts += ["## Settings tried\n", as_markdown(head, texts, "Chosen by the validation score alone.", left=(0, 1, 2))]
-    if notes := found.notes():
-        parts += ["## Not measured\n", "".join(f"- {escaped(name)}: {escaped(note)}\n" for name, note in notes)]
-    return "\n".join([*parts, footnote(found), ""])
-
-
 DUELS = (
     "Of all runs and pools above, each once, those where its mean worst group is above the other's; clearly: the interval of the difference, seed by "
     "seed, lies above 0. Difference in points."
@@ -301,11 +273,3 @@ def settings(found: Comparison) -> list[tuple[str, str, str, str, Cell | None, b
         for method, lines in (choices.settings_rows(column.results) if column.results else {}).items()
         for line in lines
     ]
-
-
-def _headline(entry: Entry | None) -> str:
-    if entry is None or entry.worst is None:
-        return ABSENT
-    text = spread(entry.worst)
-    text = f"**{text}**" if entry.best else text
-    return text if entry.gap is None else f"{text}; gap {spread(entry.gap, 0)}"

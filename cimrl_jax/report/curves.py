@@ -52,7 +52,7 @@ def curves(results: Results, metrics: Iterable[Mapping[str, Any]]) -> Picture | 
     caption = "Mean over seeds" + ("; the band reaches from the lowest seed to the highest." if len(methods) <= MOST_BANDS else ".")
     if results.settings:
         caption += " Of a sweep, the setting that was chosen."
-    return Picture("curves", "Training", to_svg(figure, "curves"), f"Curves by training step of {told}, for {', '.join(methods)}.", caption)
+    return Picture("curves", to_svg(figure, "curves"), f"Curves by training step of {told}, for {', '.join(methods)}.", caption)
 
 
 def _rows_by_method(results: Results, metrics: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -100,4 +100,4 @@ def reliability(results: Results) -> Picture | None:
     legend(axes, drawn, lines=True, known=methods)
     told = f"Accuracy against confidence on {split}, for {', '.join(drawn)}."
     caption = "On the dotted line, confidence is what accuracy turns out to be."
-    return Picture("reliability", "Calibration", to_svg(figure, "reliability"), told, caption)
+    return Picture("reliability", to_svg(figure, "reliability"), told, caption)

@@ -16,6 +16,7 @@ import numpy as np
 
 from cimrl_jax.errors import UserError
 from cimrl_jax.files import write_whole
+from cimrl_jax.report.bars import Bars, bars
 from cimrl_jax.report.results import plain
 
 CELL = 12
@@ -44,13 +45,22 @@ class Word(NamedTuple):
     changed: bool
 
 
+class Text(NamedTuple):
+    """One text modality. `name` is empty where there is no other."""
+
+    name: str
+    words: list[Word]
+    edited: list[Word]
+    """Empty where there is no counterfactual to show."""
+
+
 class Card(NamedTuple):
     """One example as the page shows it."""
 
     facts: list[tuple[str, str]]
     panels: list[Panel]
-    words: list[Word]
-    edited_words: list[Word]
+    texts: list[Text]
+    bars: list[Bars]
     right: bool
 
 
@@ -82,17 +92,17 @@ def save(path: str | os.PathLike[str], entries: Iterable[Mapping[str, Any]]) -> 
 
     Args:
       path: the file.
-      entries: one mapping an example. "id", "label", "predicted", "group", "split", "method" (text or numbers; what lacks is not shown);
-        "image" and "edited_image": uint8 [h, w, c] or None; "evidence" and "chosen": {modality: [n]}, chosen in 0..1; "words" and "edited_words":
-        texts or None; "grid": {modality: (rows, columns)} of the modalities whose slots are patches; "edited_predicted": optional; "features":
-        {modality: share of the evidence on tokens without a place} of the modalities that are read as a frozen encoder's features.
+      entries: one mapping an example. "id", "label", "predicted", "group", "split", "method" (text or numbers; what lacks is not shown), and by
+        modality: "pictures" and "edited_pictures" (uint8 [h, w, c]), "words" and "edited_words" (texts), "evidence" and "chosen" ([n], chosen in
+        0..1), "grid" (rows, columns) where slots are patches, "features" (where a frozen encoder's are read: the share of the evidence on tokens
+        without a place), "quality" (of the edit, 0..1). "edited_predicted": optional, as are "effects" {name: logits} and "gates" {expert: weight}.
 
     Raises:
       UserError: a picture is not uint8, or the file cannot be written.
     """
     lines = []
     for entry in entries:
-        pictures = {key: None if entry.get(key) is None else encode_png(entry[key]) for key in ("image", "edited_image")}
+        pictures = {key: {m: encode_png(own) for m, own in (entry.get(key) or {}).items()} for key in ("pictures", "edited_pictures")}
         lines.append(plain({**entry, **pictures}))
     write_whole(pathlib.Path(path), json.dumps(lines, allow_nan=False, ensure_ascii=False) + "\n")
 
@@ -112,43 +122,61 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         raise UserError(f"{path} is broken ({error}); delete it to make the page without a gallery, or evaluate the run again") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{path} must hold a list of mappings; delete it to make the page without a gallery, or evaluate the run again")
-    return entries
+    return [_of_one_picture(entry) for entry in entries]
+
+
+def _of_one_picture(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry of an older file, which had one picture and one text at most, as they are now; others as they are."""
+    known, grids = [*(entry.get("evidence") or {})], entry.get("grid") or {}
+    modality = {
+        "pictures": next((name for name in ["image", *grids] if name in grids), "image"),
+        "words": next((name for name in ["text", *known] if name in known and name not in grids), "text"),
+    }
+    old = {"image": ("pictures", "pictures"), "edited_image": ("edited_pictures", "pictures")}
+    old |= {key: (key, "words") for key in ("words", "edited_words") if isinstance(entry.get(key), list)}
+    renamed = {new: {modality[kind]: entry[key]} for key, (new, kind) in old.items() if entry.get(key) is not None}
+    return {key: value for key, value in entry.items() if key not in old} | renamed
 
 
 def card(entry: Mapping[str, Any]) -> Card:
     """The drawing of one entry of `read`."""
-    evidence, chosen, grids = entry.get("evidence") or {}, entry.get("chosen") or {}, entry.get("grid") or {}
-    modalities = list(dict.fromkeys([*evidence, *chosen]))
-    pictured = next((name for name in ["image", *grids] if name in grids), None) if entry.get("image") else None
-    words = entry.get("words")
-    written = None
-    if words is not None:
-        written = next((name for name in ["text", *modalities] if name in modalities and name not in grids), None)
+    of = {key: entry.get(key) or {} for key in ("evidence", "chosen", "grid", "pictures", "edited_pictures", "words", "edited_words", "features")}
     panels = []
-    if entry.get("image"):
-        panels += _pictures(entry, evidence.get(pictured), chosen.get(pictured), grids.get(pictured))
-    for name in modalities:
-        if name not in (pictured, written):
-            panels.append(_slots(name, evidence.get(name), chosen.get(name), grids.get(name)))
-    facts = [
-        (key.replace("_", " "), str(entry[key])) for key in ("id", "method", "split", "group", "label", "predicted") if entry.get(key) is not None
-    ]
+    for name, picture in of["pictures"].items():
+        panels += _pictures(name if len(of["pictures"]) > 1 else "", picture, *(of[key].get(name) for key in PICTURED))
+    for name in dict.fromkeys([*of["evidence"], *of["chosen"]]):
+        if name not in of["pictures"] and name not in of["words"]:
+            panels.append(_slots(name, of["evidence"].get(name), of["chosen"].get(name), of["grid"].get(name)))
+    told = ["id", "method", "split", "group", "label", "predicted"]
+    if str(entry.get("id")).startswith(f"{entry.get('split')}/"):
+        told.remove("split")
+    facts = [(key.replace("_", " "), str(entry[key])) for key in told if entry.get(key) is not None]
     if entry.get("edited_predicted") is not None:
         facts.append(("after the edit", str(entry["edited_predicted"])))
-    for name, share in (entry.get("features") or {}).items():
+    for name, share in of["features"].items():
         where = f", {share:.0%} of it where it has no place" if share else ""
         facts.append((f"features of {name}", f"evidence is that of a frozen encoder's tokens{where}"))
     return Card(
         facts=facts,
         panels=panels,
-        words=_words(words, evidence.get(written), chosen.get(written), None),
-        edited_words=_words(entry.get("edited_words"), None, None, words),
+        texts=[
+            Text(
+                name=name if len(of["words"]) > 1 else "",
+                words=_words(words, of["evidence"].get(name), of["chosen"].get(name), None),
+                edited=_words(of["edited_words"].get(name), None, None, words),
+            )
+            for name, words in of["words"].items()
+            if words
+        ],
+        bars=bars(entry),
         right=str(entry.get("label")) == str(entry.get("predicted")),
     )
 
 
-def _pictures(entry: Mapping[str, Any], evidence: Any, chosen: Any, grid: Any) -> list[Panel]:
-    picture, edited = entry["image"], entry.get("edited_image")
+PICTURED = ("edited_pictures", "evidence", "chosen", "grid")
+
+
+def _pictures(name: str, picture: str, edited: str | None, evidence: Any, chosen: Any, grid: Any) -> list[Panel]:
     width, height = _size(picture)
     panels = [Panel("original", "the example as it is", width, height, [picture], "")]
     if grid is not None and evidence is not None:
@@ -158,7 +186,7 @@ def _pictures(entry: Mapping[str, Any], evidence: Any, chosen: Any, grid: Any) -
         panels.append(Panel("chosen", f"the example with {_count(chosen)} chosen slots outlined", width, height, [picture], outline))
     if edited:
         panels.append(Panel("counterfactual", "the example after the edit", *_size(edited), [edited], ""))
-    return panels
+    return [panel._replace(title=f"{name}: {panel.title}", alt=f"{name}: {panel.alt}") for panel in panels] if name else panels
 
 
 def _slots(name: str, evidence: Any, chosen: Any, grid: Any) -> Panel:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cimrl_jax.errors import UserError
 from cimrl_jax.files import write_whole
-from cimrl_jax.report import choices, gallery, results, tables
+from cimrl_jax.report import choices, gallery, modes, results, routing, tables
 from cimrl_jax.report.canvas import Picture
 from cimrl_jax.report.figures import figures
 from cimrl_jax.report.results import CEILING, Results
@@ -72,6 +72,8 @@ def render(results: Results, metrics_rows: Iterable[Mapping[str, Any]], gallery_
     data = config.get("data") or {}
     names, identified = tables.identification_rows(results)
     rules, selections = choices.selection_rows(results)
+    pair_splits, pairs = tables.pair_rows(results)
+    cards = [gallery.card(entry) for entry in gallery_entries]
     return page.render(
         title=_title(config),
         data_name=str(data.get("name") or "") if isinstance(data, Mapping) else str(data),
@@ -87,10 +89,16 @@ def render(results: Results, metrics_rows: Iterable[Mapping[str, Any]], gallery_
         selections=selections,
         selection_note=choices.selection_note(results),
         settings=choices.settings_rows(results),
+        modes=modes.mode_tables(results),
+        modes_note=modes.note(results),
+        pair_splits=pair_splits,
+        pairs=pairs,
         headline=results.headline_split(),
         identification_names=names,
         identified=identified,
-        cards=[gallery.card(entry) for entry in gallery_entries],
+        routers=routing.routing_tables(results),
+        cards=cards,
+        mediated=any(card.bars for card in cards),
         costs=tables.cost_rows(results),
         data=results.data,
         data_names=data_names(results.data),

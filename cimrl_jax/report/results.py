@@ -46,7 +46,9 @@ class Results:
     "needs": the labels that the method reads: "none", "attribute names", "groups" or "validation groups" (older: "needs_groups": bool).
     "selected_by": the rule that chose the checkpoint; "selection": {rule: {"step", "splits": {split: {metric: number}}}}, under every rule.
     "setting": {dotted key: value}, what a sweep chose; "program", "member": the "method" and "member" of this run's rows in metrics.jsonl.
-    "train": {"steps", "seconds", "compile_seconds", "examples_per_second"} of all seeds in this setting; "identification"."""
+    "modes": {mode: {split: {metric: number}}}, the method's other predictions; "mode": the one of them that is its prediction.
+    "train": {"steps", "seconds", "compile_seconds", "examples_per_second"} of all seeds in this setting; "identification".
+    "routing": {"split", "of": "groups" or "classes", "all" and "groups": {name}: {"n", "gates": {expert: mean}, "top": {expert: share}}}."""
     summary: Sequence[Mapping[str, Any]]
     """See `summarise`."""
     gap_closed: Mapping[str, Any]
@@ -57,6 +59,8 @@ class Results:
     "splits": {split: {metric: {"mean", "std"}}}}, where "score" is the validation score under "rule", a mean over "n" seeds."""
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What the data set held: {"name", "notes", "skipped": [row, ...], "splits": {split: {"rows", "classes": {name: n}, "groups": {name: n}}}}."""
+    modes: Sequence[Mapping[str, Any]] = ()
+    """See `summarise_modes`."""
     schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
@@ -82,11 +86,11 @@ class Results:
 
     def cell(self, method: str, split: str, metric: str) -> Cell | None:
         """The summary's line, or None where nothing was measured."""
-        for line in self.summary:
-            if (line["method"], line["split"], line["metric"]) == (method, split, metric) and line["mean"] is not None:
-                low, high = line.get("ci95") or (None, None)
-                return Cell(line["mean"], line.get("std"), low, high, line.get("n") or 0)
-        return None
+        return _find(self.summary, method=method, split=split, metric=metric)
+
+    def mode_cell(self, method: str, mode: str, split: str, metric: str) -> Cell | None:
+        """The same of one of the method's modes."""
+        return _find(self.modes, method=method, mode=mode, split=split, metric=metric)
 
     def headline_split(self) -> str:
         """Where methods are compared: "test_balanced", or "test" where there is no such split."""
@@ -110,6 +114,14 @@ class Results:
         evaluate = self.config.get("evaluate")
         level = evaluate.get("level") if isinstance(evaluate, Mapping) else None
         return float(level) if isinstance(level, int | float) else 0.95
+
+
+def _find(lines: Iterable[Mapping[str, Any]], **keys: str) -> Cell | None:
+    for line in lines:
+        if line["mean"] is not None and all(line[key] == value for key, value in keys.items()):
+            low, high = line.get("ci95") or (None, None)
+            return Cell(line["mean"], line.get("std"), low, high, line.get("n") or 0)
+    return None
 
 
 def finite(value: Any) -> TypeGuard[int | float]:
@@ -167,8 +179,9 @@ def read(path: str | os.PathLike[str]) -> Results:
     absent = [name for name in ("config", "environment", "runs", "summary", "gap_closed") if content.get(name) is None]
     if absent:
         raise UserError(f"{path} lacks {', '.join(absent)}; evaluate the run again to rewrite it")
-    wanted = [("runs", ("method", "seed", "splits")), ("summary", ("method", "split", "metric", "mean")), ("settings", ("method", "setting"))]
-    for name, keys in wanted:
+    line = ("method", "split", "metric", "mean")
+    wanted = {"runs": ("method", "seed", "splits"), "summary": line, "settings": ("method", "setting"), "modes": ("mode", *line)}
+    for name, keys in wanted.items():
         for number, line in enumerate(content.get(name) or ()):
             if not isinstance(line, dict) or not set(keys) <= set(line):
                 raise UserError(f"{path}: {name}[{number}] must be a mapping with {', '.join(keys)}; evaluate the run again to rewrite it")
@@ -211,6 +224,16 @@ def summarise(
         low, high = interval(array) if len(array) > 1 else (None, None)
         lines.append({"method": method, "split": split, "metric": metric, "mean": mean, "std": std, "ci95": plain([low, high]), "n": len(array)})
     return lines
+
+
+def summarise_modes(runs: Sequence[Mapping[str, Any]], **how: Any) -> list[dict[str, Any]]:
+    """The lines of `summarise`, whose keywords it takes, for each of the runs' "modes", named in "mode"."""
+    names = dict.fromkeys(mode for run in runs for mode in run.get("modes") or ())
+    return [
+        {"mode": mode, **line}
+        for mode in names
+        for line in summarise([{**run, "splits": run["modes"][mode]} for run in runs if mode in (run.get("modes") or ())], **how)
+    ]
 
 
 def environment() -> dict[str, Any]:

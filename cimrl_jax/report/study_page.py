@@ -28,14 +28,14 @@ def render(found: Comparison) -> str:
     with style():
         pictures = page.drawn({title: made for i, title in enumerate(found.plots) if (made := _plot(found, title, f"plot-{i}"))})
     sections = []
-    for title, heads in found.sections().items():
+    for title, heads, plot in found.sections():
         entries = [found.columns[name].entries() for name in heads.values()]
         rows = []
         for method in found.methods(heads.values()):
             own = [column.get(method) for column in entries]
             rows.append({"method": method, "entries": own, "about": about(entry for entry in own if entry)})
         splits = ", ".join(dict.fromkeys(column.split for name in heads.values() if (column := found.columns[name]).results))
-        sections.append({"title": title, "heads": list(heads), "rows": rows, "splits": splits, "picture": pictures.get(title)})
+        sections.append({"title": title, "heads": list(heads), "rows": rows, "splits": splits, "picture": plot and pictures.get(plot)})
     return template.render(
         title=found.name,
         methods=[method for method in found.methods() if method != CEILING],
@@ -76,7 +76,7 @@ def _plot(found: Comparison, title: str, name: str) -> Picture | None:
     legend(axes[0], methods, lines=True, known=found.methods())
     told = "".join(f" {method}: " + "; ".join(f"{x:g}: {spread(cell)}" for x, cell in own.items()) + "." for method, own in worst.items())
     caption = f"Mean over seeds, whiskers: {100 * found.level():g} % interval. Gap closed: 0 is ERM, 100 the ceiling."
-    return Picture(name, title, to_svg(figure, name), f"Worst group in percent against {title}.{told}", caption)
+    return Picture(name, to_svg(figure, name), f"Worst group in percent against {title}.{told}", caption)
 
 
 def _curves(axes: Axes, curves: Mapping[str, Mapping[float, Cell]], methods: list[str]) -> None:

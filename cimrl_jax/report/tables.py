@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 ABSENT = "–"
 SELECTED = "selected by"
+PAIRS = "both_right"
 NO_SHARES = ("kl", "p_value")
 """Numbers of the identification that are no share of anything."""
 
@@ -62,12 +63,17 @@ def rows(results: Results) -> list[Row]:
             balanced=(cell := balanced[method]),
             flipped=results.cell(method, "test_flipped", "worst_group_accuracy"),
             gap=results.gap(method),
-            selected_by=", ".join(dict.fromkeys(str(run["selected_by"]) for run in results.runs_of(method) if run.get("selected_by"))) or ABSENT,
+            selected_by=selected_by(results, method),
             cost=costs[method],
             best=cell is not None and method != CEILING and cell.mean == best,
         )
         for method in results.methods()
     ]
+
+
+def selected_by(results: Results, method: str) -> str:
+    """The rules that selected the method's models."""
+    return ", ".join(dict.fromkeys(str(run["selected_by"]) for run in results.runs_of(method) if run.get("selected_by"))) or ABSENT
 
 
 def labels_seen(results: Results, method: str) -> str:
@@ -100,6 +106,13 @@ def identification_rows(results: Results) -> tuple[list[str], list[tuple[str, st
                     found.setdefault((method, place), {}).setdefault(name, []).append(float(number))
     names = list(dict.fromkeys(name for numbers in found.values() for name in numbers))
     return names, [(method, modality, [cell_of(numbers.get(name, ())) for name in names]) for (method, modality), numbers in found.items()]
+
+
+def pair_rows(results: Results) -> tuple[list[str], list[tuple[str, list[Cell | None]]]]:
+    """Pair consistency: the splits whose rows are versions of those of test, and by method the share of which both versions are right."""
+    measured = {split for run in results.runs for split, report in run["splits"].items() if finite(report.get(PAIRS))}
+    splits = [split for split in dict.fromkeys(split for run in results.runs for split in run["splits"]) if split in measured]
+    return splits, [(method, [results.cell(method, split, PAIRS) for split in splits]) for method in results.methods()] if splits else []
 
 
 def console_table(results: Results) -> Table:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.special
+import sklearn.metrics
 from scipy.spatial.distance import jensenshannon
 
 from cimrl_jax.counterfactual import quality
@@ -45,3 +47,10 @@ def test_contrast_is_best_when_the_context_tells_nothing_and_the_core_everything
     assert quality.contrast(certain, even, certain, share, most=0.5) > 0.999
     assert quality.contrast(certain, certain, certain, share, most=0.5) < 1e-3
     assert quality.contrast(certain, even, even, share, most=0.5) < 1e-3
+
+
+def test_told_apart_is_the_auroc_of_rows_that_weigh():
+    score, good = np.round(draw(40), 1), np.arange(40) % 3 > 0
+    weight = (np.arange(40) < 30).astype(np.float32)
+    expected = sklearn.metrics.roc_auc_score(good[:30], score[:30])
+    assert float(quality.told_apart(jnp.asarray(score), jnp.asarray(good), jnp.asarray(weight))) == pytest.approx(expected, abs=1e-6)

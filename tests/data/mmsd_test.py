@@ -159,6 +159,13 @@ def test_the_shortcut_is_where_the_hashtags_are(folder):
     assert _counts(_build(folder, mask_hashtags=True), "train") == [31, 10, 12, 28]
 
 
+def test_rewritten_posts_are_matched_to_those_of_the_test_by_their_numbers(folder):
+    keys = _build(folder).keys
+    assert list(keys) == ["test", "test_v2", "test_ood"]
+    assert (keys["test"] == keys["test_v2"]).all() and len(set(keys["test"].tolist())) == 56
+    assert keys["test_ood"].tolist() == keys["test"][[0, 2]].tolist()  # 3000 and 3002
+
+
 def test_unquoted_lines_keep_commas_and_brackets(folder):
     posts = mmsd.read_unquoted(folder / "dmsd_cl" / "ood_all.txt")
     assert posts == [mmsd.Post("3000", "well, [that's] fun, isn't it", 1), mmsd.Post("3002", "fail", 0)]
@@ -214,6 +221,7 @@ def test_the_published_counts():
         "train": 19816, "validation": 2410, "test": 2409, "test_v2": 2409, "test_ood": 400,
     }  # fmt: skip
     assert _counts(dataset, "train") == [7439, 3735, 2927, 5715]
+    assert np.isin(dataset.keys["test_ood"], dataset.keys["test"]).all() and len(np.unique(dataset.keys["test_ood"])) == 400
     assert int(_split(dataset, "test_v2").label.sum()) == 1037 and int(_split(dataset, "test_ood").label.sum()) == 158
     assert all(source.present["attributes"].all() for source in dataset.splits.values() if isinstance(source, ArraySource))
     second = _build(REAL, train_on="mmsd2")
@@ -271,6 +279,7 @@ def test_with_pictures_all_else_stays_as_it_is(folder, shown, changes):
             assert (records["inputs"][modality] == values).all() and (records["present"][modality] == own.present[modality]).all()
         assert source.regions is not None and own.regions is not None
         assert (source.regions["shortcut"]["text"][rows] == np.asarray(own.regions["shortcut"]["text"])).all()
+    assert whole.keys.keys() == plain.keys.keys() and all((whole.keys[name] == plain.keys[name]).all() for name in plain.keys)
 
 
 def test_a_post_has_its_own_picture_and_without_one_it_stays(shown):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+import concurrent.futures
 import io
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -151,6 +153,23 @@ def test_exif_that_cannot_be_read_turns_nothing(tmp_path):
     assert (_decode(damaged, 20, 30) == _decode(_content(pixels, "JPEG"), 20, 30)).all()
     (tmp_path / "a.jpg").write_bytes(damaged)
     assert pictures.dimensions(tmp_path / "a.jpg", where="it") == (30, 20)
+
+
+def test_damaged_exif_does_not_reach_the_screen(tmp_path):
+    pixels = _smooth(20, 30)
+    content = _content(pixels, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0")  # its directory is broken off
+    (tmp_path / "a.jpg").write_bytes(content)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with Image.open(io.BytesIO(content)) as file:
+            file.getexif()
+        assert [str(own.message)[:12] for own in told] == ["Corrupt EXIF"]
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: _decode(content, 20, 30), range(8)))
+        assert pictures.dimensions(tmp_path / "a.jpg", where="it") == (30, 20)
+        warnings.warn("of something else", UserWarning, stacklevel=1)
+        assert len(told) == 2  # no other warning is lost
+    assert all((own == _decode(_content(pixels, "JPEG"), 20, 30)).all() for own in found)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])

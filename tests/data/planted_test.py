@@ -257,6 +257,12 @@ def test_splits_of_the_same_examples_differ_in_nothing_but_the_attribute():
     assert 0 < same.sum() < len(same)
     for name in FEATURES:
         assert (first[name][same] == second[name][same]).all() and (first[name][~same] != second[name][~same]).any()
+    assert set(found.keys) == {"test", "test_flipped"} and (found.keys["test"] == found.keys["test_flipped"]).all()
+    own = dataclasses.replace(dataset(), keys={"test": np.arange(len(a))[::-1], "test_other": np.arange(3)})
+    kept = plant(own, options(**EVERYWHERE), seed=1).keys  # versions of test that the data set had of its own are still such
+    assert {name: keys.tolist() for name, keys in kept.items()} == {
+        "test": own.keys["test"].tolist(), "test_flipped": own.keys["test"].tolist(), "test_other": [0, 1, 2]
+    }  # fmt: skip
 
 
 def test_masks_come_through_to_the_models_slots():

@@ -114,7 +114,9 @@ def small_shards(monkeypatch):
 
 def assert_same(found: Dataset, own: Dataset) -> None:
     for field in dataclasses.fields(Dataset):
-        if field.name != "splits":
+        if field.name == "keys":
+            np.testing.assert_equal(dict(found.keys), dict(own.keys))
+        elif field.name != "splits":
             assert getattr(found, field.name) == getattr(own, field.name), field.name
     assert list(found.splits) == list(own.splits)
     for name, source in own.splits.items():
@@ -485,6 +487,15 @@ def test_a_tokeniser_may_move_but_not_change(tmp_path):
     other = dataclasses.replace(expected, tokeniser=str(bytes_of(tmp_path / "other")))
     with pytest.raises(UserError, match="was prepared with another tokeniser than that in .*other; set model"):
         prepared.read(tmp_path / "out", expected={"a text": other})
+
+
+def test_keys_are_kept(tmp_path):
+    layouts.vqa_cp(tmp_path / "files")
+    dataset = vqa_cp.build(vqa_cp.Options(), path=tmp_path / "files")
+    keys = {"test": 10**17 + np.arange(len(dataset.split("test")))}
+    prepared.write(dataclasses.replace(dataset, keys=keys), tmp_path / "prepared")
+    found = prepared.read(tmp_path / "prepared").keys
+    assert found.keys() == keys.keys() and (found["test"] == keys["test"]).all()
 
 
 def test_what_ten_people_answered_is_kept(tmp_path):

@@ -81,6 +81,15 @@ def test_nothing_asked_for_is_the_same_data_set():
     assert resample(own, ResampleOptions(), seed=0) is own
 
 
+def test_rows_keep_their_keys():
+    own = dataset()
+    own = dataclasses.replace(own, keys={name: 100 + np.arange(len(own.split(name))) for name in ("train", "test")})
+    found = resample(own, options(attribute="randomise"), seed=4)
+    arrays = found.split("train").arrays
+    assert arrays is not None and (found.keys["train"] == 100 + arrays["inputs"]["a"][:, 0, 0].astype(int)).all()
+    assert (found.keys["test"] == own.keys["test"]).all()
+
+
 def test_rows_are_drawn_by_the_seed_and_carry_everything_along():
     own = dataset()
     first, again, other = (resample(own, options(attribute="randomise"), seed=seed).split("train") for seed in (4, 4, 5))

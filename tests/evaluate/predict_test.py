@@ -139,7 +139,7 @@ def test_features_are_given_where_asked_for_and_a_methods_own_prediction_replace
     model, _ = make_model()
     source, own = make_source(11), prediction.Members({"model": members(model)}, {"shift": jnp.arange(3.0)}, {"scale": jnp.full(3, 2.0)})
 
-    def twice(state, hyper, model, params, codes):
+    def twice(state, hyper, model, params, slots, codes):
         return hyper["scale"] * model.decide(params["model"], codes).logits.astype(jnp.float32) + state["shift"]
 
     method = Method(init=None, stages=(), hyper={}, explain=None, predict=twice)  # type: ignore[arg-type]
@@ -167,6 +167,28 @@ def test_what_a_method_infers_is_told_for_every_modality_by_name():
     plain = prediction.make_predict(model, batch_size=4)(own, source)
     np.testing.assert_array_equal(said.logits, plain.logits)
     assert plain.inferred.shape[:3] == (3, 11, 0)
+
+
+def test_every_mode_is_told_in_the_same_pass_where_asked_for_and_equals_the_prediction_it_would_be_alone():
+    model, traces = make_model()
+    source, own = make_source(11), prediction.Members({"model": members(model)}, {"shift": jnp.arange(3.0)}, {"scale": jnp.full(3, 2.0)})
+
+    def moved(state, hyper, model, params, slots, codes):
+        return model.decide(params["model"], codes).logits + state["shift"]
+
+    def slotwise(state, hyper, model, params, slots, codes):
+        return hyper["scale"] * slots["left"].values[:, 0, :CLASSES]
+
+    modes = {"slotwise": slotwise, "moved": moved}
+    method = Method(init=None, stages=(), hyper={}, explain=None, predict=moved, modes=modes)  # type: ignore[arg-type]
+    said = prediction.make_predict(model, method, batch_size=4, modes=True)(own, source)
+    assert len(traces) == 1 and list(said.modes) == list(modes)
+    for name, mode in modes.items():
+        alone = prediction.make_predict(model, method._replace(predict=mode, modes={}), batch_size=4)(own, source)
+        np.testing.assert_array_equal(said.modes[name], alone.logits)
+        assert said.modes[name].dtype == np.float32 and alone.modes == {}
+    np.testing.assert_array_equal(said.logits, said.modes["moved"])
+    assert prediction.make_predict(model, method, batch_size=4)(own, source).modes == {}
 
 
 def test_an_empty_source_is_refused():

@@ -7,6 +7,8 @@ import json
 import numpy as np
 import pytest
 import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cimrl_jax.data.source import Answers, ArraySource
 from cimrl_jax.errors import UserError
@@ -54,6 +56,28 @@ def test_questions_without_a_class_count_as_wrong():
     assert report["vqa_accuracy"] == pytest.approx(2.3 / 6)
     assert report["vqa_accuracy/yes/no"] == pytest.approx(1.3 / 4) and report["vqa_accuracy/other"] == pytest.approx(0.5)
     assert "vqa_accuracy" not in robustness.evaluate_split(logits, source, None, NAMES)
+
+
+def test_pairs_are_the_rows_of_the_same_key_and_both_right_is_their_share():
+    home, away = np.array([7, 3, 9, 3]), np.array([9, 4, 3, 9])
+    pairs = robustness.matched(home, away)
+    assert sorted(map(tuple, pairs.tolist())) == [(1, 2), (2, 0), (2, 3)]  # of the two rows 3 the first; 4 has no version
+    right = np.array([True, True, True, False]), np.array([True, True, False, False])
+    assert robustness.both_right(*right, pairs) == pytest.approx(sum(right[0][i] and right[1][j] for i, j in pairs) / 3)
+    assert robustness.both_right(*right, robustness.matched(home[:0], away)) is None
+    assert robustness.both_right(*right, robustness.matched(home, away[:0])) is None
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 6), max_size=9), st.lists(st.integers(0, 6), max_size=9))
+def test_every_row_that_is_a_version_is_matched_once(home, away):
+    pairs = robustness.matched(np.array(home, np.int64), np.array(away, np.int64))
+    assert [tuple(pair) for pair in pairs.tolist()] == [(home.index(key), row) for row, key in enumerate(away) if key in home]
+
+
+def test_a_prediction_that_is_no_number_is_not_right():
+    logits = np.array([[0, 1], [1, 0], [np.nan, 1], [0, np.inf], [-np.inf, 0]], np.float32)
+    assert robustness.right(logits, np.ones(5, np.int32)).tolist() == [True, False, False, False, True]
 
 
 def test_rows_must_match():

@@ -86,7 +86,7 @@ def test_the_prediction_is_the_total_indirect_effect(graph):
     record, hyper, params, batch = make_case(**graph)
     assert record.predict is not None
     slots = MODEL.embed(params["model"], batch.inputs, batch.present)
-    found = record.predict({}, hyper, MODEL, params, MODEL.encode(params["model"], slots))
+    found = record.predict({}, hyper, MODEL, params, slots, MODEL.encode(params["model"], slots))
     total, direct, _ = by_hand(params, batch, **graph)
     np.testing.assert_allclose(found, total - direct, atol=1e-5)
     assert not np.asarray(batch.present["right"]).all()

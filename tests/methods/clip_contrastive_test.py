@@ -125,8 +125,8 @@ def test_the_prediction_is_the_nearest_class_prompt(options):
     record, hyper, state, params, batch = make_case(**options)
     assert record.predict is not None
     image, classes, _ = embedded(params, batch)
-    codes = MODEL.encode(params["model"], MODEL.embed(params["model"], batch.inputs, batch.present))
-    found = record.predict(state, hyper, MODEL, params, codes)
+    slots = MODEL.embed(params["model"], batch.inputs, batch.present)
+    found = record.predict(state, hyper, MODEL, params, slots, MODEL.encode(params["model"], slots))
     np.testing.assert_allclose(found, [[cosine(i, t) / 0.4 for t in classes] for i in image], atol=1e-5)
 
 
@@ -146,8 +146,9 @@ def test_names_are_read_with_every_other_modality_absent():
         codes = MODEL.encode(own, slots, key)
         return codes | {"left": codes["left"] + jnp.any(slots["right"].mask, axis=-1)[:, None]}
 
-    codes = MODEL.encode(params["model"], MODEL.embed(params["model"], batch.inputs, batch.present))
-    alone, beside = (record.predict(state, hyper, model, params, codes) for model in (MODEL, MODEL._replace(encode=encode)))
+    slots = MODEL.embed(params["model"], batch.inputs, batch.present)
+    codes = MODEL.encode(params["model"], slots)
+    alone, beside = (record.predict(state, hyper, model, params, slots, codes) for model in (MODEL, MODEL._replace(encode=encode)))
     np.testing.assert_array_equal(alone, beside)
 
 

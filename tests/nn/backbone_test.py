@@ -16,7 +16,7 @@ from cimrl_jax.nn.backbone import Blocks, Shape, merge, tensors
 from cimrl_jax.nn.tuning import Tuning
 
 PRE = Shape(width=4, depth=3, heads=2, hidden=5, layer_scale=True)
-POST = Shape(width=4, depth=3, heads=2, hidden=6, norm="post", activation="swiglu", causal=True, qkv_bias=False)
+POST = Shape(width=4, depth=3, heads=2, hidden=6, norm="post", activation="swiglu", qkv_bias=False)
 WHOLE = (range(3),)
 STILL = Tuning()
 LORA = Tuning(lora_rank=2, lora_alpha=3.0, lora_targets=("query", "narrow"))
@@ -106,16 +106,6 @@ def test_a_masked_token_has_no_influence_even_as_nan(shape):
     same(alone, y[0, :2])
 
 
-def test_a_causal_token_sees_those_before_it_alone():
-    def seen(shape):
-        blocks, spoiled = jax.jit(Blocks(shape, STILL, WHOLE).apply), [X[0].at[i].add(1.0) for i in range(3)]
-        changes = [blocks({"params": draw(shape)}, x, MASK[0]) - blocks({"params": draw(shape)}, X[0], MASK[0]) for x in spoiled]
-        return np.abs(changes).max(-1).T > 0
-
-    np.testing.assert_array_equal(seen(POST), np.tri(3, dtype=bool))
-    assert seen(PRE).all()
-
-
 def test_second_derivatives_are_those_of_finite_differences():
     blocks, params = Blocks(POST, LORA, WHOLE), draw(POST, LORA)
 
@@ -168,10 +158,10 @@ def test_the_fused_kernel_is_given_what_it_takes(count, monkeypatch):
     """It runs on GPUs alone: here its rules are checked, and the answer is that of plain attention."""
     plain = jax.nn.dot_product_attention
 
-    def fused(query, key, value, *, mask, is_causal, implementation):
+    def fused(query, key, value, *, mask, implementation):
         assert implementation == "cudnn" and query.dtype == jnp.bfloat16 and query.shape == key.shape == value.shape
         assert query.shape[1] % 2 == 0 and query.shape[3] % 8 == 0 and mask.shape == (2, 1, query.shape[1], key.shape[1])
-        return plain(query, key, value, mask=mask, is_causal=is_causal)
+        return plain(query, key, value, mask=mask)
 
     shape, runs = Shape(width=16, depth=1, heads=2, hidden=4), (range(1),)
     x, mask = jnp.asarray(np.random.default_rng(0).normal(size=(2, count, 16)), jnp.float32), jnp.ones((2, count), bool).at[1, 1:].set(False)

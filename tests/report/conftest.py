@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cimrl_jax.report.results import Results, summarise
+from cimrl_jax.report.results import Results, summarise, summarise_modes
 
 SEEDS = (0, 1, 2, 3, 4)
 WORST = {
@@ -79,6 +79,27 @@ MANY = (
 )  # fmt: skip
 
 
+MODES = {"tie": 0.0, "uniform": -0.1, "bias_only": -0.2}
+"""What each mode of the sample's CIMRL adds to its worst group; the first is the default."""
+
+
+def mediated(lines: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
+    """The runs, those of CIMRL with other predictions, a router, and versions of the test examples."""
+    lines = runs() if lines is None else lines
+    for run in lines:
+        run["splits"]["test_flipped"]["both_right"] = run["splits"]["test_flipped"]["worst_group_accuracy"] - 0.1
+    for run in lines:
+        if run["method"] != "cimrl":
+            continue
+        worst = {name: report["worst_group_accuracy"] for name, report in run["splits"].items()}
+        run["modes"] = {mode: {name: split(value + added) for name, value in worst.items()} for mode, added in MODES.items()}
+        run["modes"]["tie"]["test_flipped"]["both_right"], run["mode"] = run["splits"]["test_flipped"]["both_right"], "tie"
+        chosen = {name: {"none": 0.5 - 0.1 * place, "all": 0.5 + 0.1 * place} for place, name in enumerate(GROUPS)}
+        groups = {name: {"n": 50.0, "gates": gates, "top": {"none": 0.1, "all": 0.9}} for name, gates in chosen.items()}
+        run["routing"] = {"split": "test_balanced", "of": "groups", "all": {**groups[GROUPS[0]], "n": 200.0}, "groups": groups}
+    return lines
+
+
 def many() -> list[dict[str, Any]]:
     """Runs of twenty methods, with the longest texts and numbers that a table may have to hold."""
     generator = np.random.default_rng(3)
@@ -111,6 +132,7 @@ def results(lines: list[dict[str, Any]] | None = None, **changes: Any) -> Result
         "environment": {"python": "3.11.9", "cimrl_jax": "0.1.0", "jax": "0.10.2", "device_kind": "cpu", "device_count": 1},
         "runs": lines,
         "summary": summarise(lines, interval=normal),
+        "modes": summarise_modes(lines, interval=normal),
         "gap_closed": {"cimrl": {"mean": 0.79, "ci95": [0.73, 0.85], "n": 5}},
         "data": {
             "name": "digits",
@@ -172,12 +194,12 @@ def entries(count: int = 4) -> list[dict[str, Any]]:
                 "group": GROUPS[number % 4],
                 "split": "test_flipped",
                 "method": "cimrl",
-                "image": image,
-                "edited_image": image[..., [1, 0, 2]],
+                "pictures": {"image": image},
+                "edited_pictures": {"image": image[..., [1, 0, 2]]},
                 "evidence": {"image": evidence.ravel(), "text": np.asarray(signs), "table": generator.normal(0, 1, 9)},
                 "chosen": {"image": (evidence > 0.4).ravel(), "text": np.asarray(signs) > 0.5, "table": np.arange(9) == 3},
-                "words": text,
-                "edited_words": [{"bright": "pale", "red": "green"}.get(word, word) for word in text],
+                "words": {"text": text},
+                "edited_words": {"text": [{"bright": "pale", "red": "green"}.get(word, word) for word in text]},
                 "grid": {"image": (7, 7)},
             }
         )
@@ -192,6 +214,7 @@ def sample() -> types.SimpleNamespace:
         normal=normal,
         split=split,
         runs=runs,
+        mediated=mediated,
         results=results,
         settings=settings,
         many=many,

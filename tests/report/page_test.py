@@ -36,6 +36,7 @@ SECTIONS = [
     "setup",
     "remake",
 ]
+MEDIATED = [*SECTIONS[:6], "modes", "pairs", *SECTIONS[6:9], "routing", *SECTIONS[9:]]
 BARE = [name for name in SECTIONS if name not in ("selection", "settings", "data")]
 
 
@@ -87,7 +88,38 @@ def test_every_section_is_there_in_reading_order(whole):
         assert word in re.sub(r"\s+", " ", read.text), word
 
 
-def test_nothing_is_loaded_from_anywhere(whole):
+@pytest.fixture
+def with_mediation(sample, tmp_path) -> str:
+    entries = [entry | {"effects": {"TE": 2.0, "NDE text": -1.0}, "gates": {"none": 0.2}, "quality": {"text": 0.9}} for entry in sample.entries(2)]
+    gallery.save(tmp_path / "gallery.json", entries)
+    return page.render(sample.results(sample.mediated(), settings=sample.settings()), sample.metrics(), gallery.read(tmp_path / "gallery.json"))
+
+
+def test_what_mediation_tells_is_on_the_page(with_mediation, sample):
+    read = Reader(with_mediation)
+    assert read.sections() == MEDIATED
+    text = re.sub(r"\s+", " ", read.text)
+    cell = sample.results(sample.mediated()).mode_cell("cimrl", "uniform", "test_flipped", "worst_group_accuracy")
+    assert "tie default" in text and "uniform default" not in text and f"{100 * cell.mean:.1f} ± {100 * cell.std:.1f}" in text
+    for word in (
+        "test and test_flipped",
+        "both right",
+        "top in 90.0",
+        "test_balanced, by groups.",
+        "NDE text−1.00",
+        "the router's gates none0.20",
+        "TE is the",
+    ):
+        assert word in text, word
+    bars = [attributes for tag, attributes in read.tags if tag == "table" and "bars" in (attributes.get("class") or "")]
+    assert [attributes["class"] for attributes in bars] == 2 * ["bars signed", "bars", "bars"]
+    open_tags = [tag for tag, _ in read.tags if tag in ("table", "section", "article", "details")]
+    assert all(open_tags.count(tag) == with_mediation.count(f"</{tag}>") for tag in open_tags)
+
+
+@pytest.mark.parametrize("mediation", [False, True])
+def test_nothing_is_loaded_from_anywhere(whole, with_mediation, mediation):
+    whole = with_mediation if mediation else whole
     read = Reader(whole)
     loads = [value for _, attributes in read.tags for name, value in attributes.items() if name in ("src", "href", "xlink:href", "srcset", "data")]
     assert loads and all(value and value.startswith(("data:image/png;base64,", "#")) for value in loads)
@@ -109,6 +141,7 @@ def _poison(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
         kept = {"test", "test_balanced", "test_flipped"}
         named = key in ("setting", "groups", "identification", "config", "environment", "hyper", "gap_closed")
+        named |= key in ("modes", "gates", "top", "effects", "quality")
         return {(EVIL + name if named and name not in kept else name): _poison(item, name) for name, item in value.items()}
     if isinstance(value, list):
         return [_poison(item, key) for item in value]
@@ -117,9 +150,9 @@ def _poison(value: Any, key: str = "") -> Any:
 
 def test_what_users_write_is_text(sample, tmp_path):
     gallery.save(tmp_path / "gallery.json", sample.entries(1))
-    entry = _poison(gallery.read(tmp_path / "gallery.json")[0])
+    entry = _poison(gallery.read(tmp_path / "gallery.json")[0] | {"effects": {"TE": 1.0}, "gates": {"none": 1.0}, "quality": {"text": 1.0}})
     entry["split"] = EVIL
-    lines = _poison(sample.runs())
+    lines = _poison(sample.mediated())
     config = {"name": EVIL, EVIL: EVIL, "data": {"name": EVIL}, "evaluate": {"level": 0.9}}
     metrics = _poison(sample.metrics()) + [{"method": EVIL, "seed": EVIL, "step": 1, "loss": 0.1}]
     gaps = {f"{EVIL}cimrl": {"mean": 0.5, "ci95": [0.4, 0.6], "n": 5}}
@@ -135,7 +168,7 @@ def test_what_users_write_is_text(sample, tmp_path):
     text = page.render(results, metrics, [entry])
     read = Reader(text)
     assert not [tag for tag, attributes in read.tags if tag == "script" or "onload" in attributes]
-    assert "<script" not in text and read.sections() == SECTIONS
+    assert "<script" not in text and read.sections() == MEDIATED
     assert EVIL in read.text and "{{ 7 * 7 }}" in read.text
     assert read.text.count("<script>alert('x')</script>") > 30
 
@@ -212,6 +245,14 @@ def test_the_verdict_follows_the_numbers(sample):
     assert "may be chance" in " ".join(doubtful) and "may be chance" not in told
 
 
+def test_nothing_is_said_of_a_ceiling_that_was_not_trained(sample):
+    for methods in (("erm", "cimrl", "ceiling"), ("erm", "cimrl")):
+        found = sample.results(sample.runs(methods=methods), gap_closed={"cimrl": None})
+        drawn = figures(found, [])
+        told = "".join(verdict(found)) + drawn["groups"].caption + drawn["seeds"].caption
+        assert ("ceiling" in told) == ("share of a gap" in told) == ("ceiling" in methods) and "Dotted line: ERM." in told
+
+
 def test_figures_are_drawn_from_the_numbers(sample):
     lines = sample.runs()
     for run in lines:
@@ -231,6 +272,20 @@ def test_a_name_is_drawn_as_it_is_written(sample):
         run["method"] = {"cimrl": "$x_1$ <b>&"}.get(run["method"], run["method"])
     drawn = figures(sample.results(lines), [])
     assert "$x_1$ &lt;b&gt;&amp;" in drawn["groups"].svg and "$x_1$ &lt;b&gt;&amp;" in drawn["seeds"].svg and "<b>" not in drawn["seeds"].svg
+
+
+def test_the_part_of_a_groups_name_that_tells_it_apart_is_not_cut_off(sample):
+    names = tuple(f"label={label}, attribute={attribute}" for label in ("literal", "sarcastic") for attribute in ("no #", "#"))
+    lines = sample.runs()
+    for run in lines:
+        run["splits"] = {"test_balanced": sample.split(0.1, names)}
+    drawn = figures(sample.results(lines), [])["groups"].svg
+    assert all(drawn.count(f">{part}</text>") + drawn.count(f">{part}</tspan>") == 2 for part in ("label=literal", "attribute=no #", "attribute=#"))
+
+
+def test_a_method_of_several_modalities_is_named_once_among_what_was_identified(whole):
+    section = whole[whole.index('id="identification"') : whole.index('id="gallery"')]
+    assert section.count(">cimrl</th>") == 1 and 'rowspan="2"' in section and "<td>image</td>" in section and "<td>text</td>" in section
 
 
 def test_of_many_groups_the_hardest_are_shown(sample):

@@ -144,6 +144,7 @@ def build(options: Options, *, path: pathlib.Path | None = None, expected: Mappi
         group_names=planting.group_names(classes, classes),
         attribute_names=tuple(" ".join(places) for places in PLACES[: len(classes)]),
         splits=splits,
+        keys=planting.keys(splits),
         notes=NOTES,
         synonyms=tuple(FILLERS.values()),
     )

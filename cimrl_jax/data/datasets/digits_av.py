@@ -127,6 +127,7 @@ def build(options: Options, *, path: pathlib.Path | None = None, expected: Mappi
         group_names=planting.group_names(classes, classes),
         attribute_names=classes,
         splits=splits,
+        keys=planting.keys(splits),
         notes=NOTES,
     )
 

@@ -90,7 +90,11 @@ def build(options: Options, *, path: pathlib.Path | None = None, expected: Mappi
     rows = _left_out(posts, options)
     folder = _folder(options, path)
     if folder is not None:
-        return listing.assemble(_listing(posts, rows, options, folder, read_words(first / "extract_all"), short), options, expected=expected)
+        found = listing.assemble(_listing(posts, rows, options, folder, read_words(first / "extract_all"), short), options, expected=expected)
+        every = np.array([post.number for own in posts.values() for post in own])
+        return dataclasses.replace(
+            found, keys=_keys({name: every[source.rows] for name, source in found.splits.items() if isinstance(source, listing.Files)})
+        )
     drawn = {name: [posts[base][row] for row in chosen] for name, (base, chosen) in rows.items()}
     words = {name: [words_of(post.text, options) for post in kept] for name, kept in drawn.items()}
     seen = read_words(first / "extract_all")
@@ -105,10 +109,18 @@ def build(options: Options, *, path: pathlib.Path | None = None, expected: Mappi
         group_names=planting.group_names(CLASSES, MARKS),
         attribute_names=MARKS,
         splits={name: _source(kept, words[name], text, attributes, seen) for name, kept in drawn.items()},
+        keys=_keys({name: np.array([post.number for post in kept]) for name, kept in drawn.items()}),
         notes="; ".join(
             [NOTES, *short, *([f"{missing} of {sum(map(len, posts.values()))} posts have no words for their picture"] if missing else [])]
         ),
     )
+
+
+def _keys(numbers: Mapping[str, np.ndarray]) -> dict[str, Int[np.ndarray, " n"]]:
+    """`Dataset.keys`, by the posts' numbers: test_v2 and test_ood are test's posts, rewritten or labelled anew."""
+    own = {name: numbers[name] for name in ("test", "test_v2", "test_ood") if name in numbers}
+    _, key = np.unique(np.concatenate(list(own.values())), return_inverse=True)
+    return dict(zip(own, np.split(key, np.cumsum([len(x) for x in own.values()])[:-1]), strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

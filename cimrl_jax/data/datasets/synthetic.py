@@ -98,6 +98,7 @@ def build(options: Options, *, path: pathlib.Path | None = None) -> Dataset:
         group_names=planting.group_names(NAMES, NAMES),
         attribute_names=NAMES,
         splits=splits,
+        keys=planting.keys(splits),
         notes="generated from data_seed; no outside source",
     )
 

@@ -1,0 +1,254 @@
+"""What each part of the method trains, what each mode of inference says, and where its masks come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from cimrl_jax.counterfactual import experts
+from cimrl_jax.errors import UserError
+from cimrl_jax.methods import mediation_moe
+from tests import tiny
+
+CLASSES, ROWS = 3, 8
+MODEL = tiny.shallow(CLASSES)
+SETS = experts.subsets(tiny.LAYOUT)
+WEIGHT = np.array([1, 2, 0.5, 1, 1, 3, 0, 0], np.float32)
+KINDS = ["attention", "grad_x_input", "occlusion", "occlusion_minus_bias", "reference"]
+OFF = {"w_core": 0.0, "w_context": 0.0, "w_mix": 0.0, "balance": 0.0, "router_z": 0.0}
+
+
+def spec(**options):
+    return tiny.spec(tiny.source(classes=CLASSES), classes=CLASSES, **options)
+
+
+@functools.cache
+def method(**options):
+    """(record, its jitted loss and gradient, its jitted explanation): compiled once for all tests."""
+    record = tiny.method("mediation_moe", hidden=4, rank=1, **options)
+
+    def loss(params, state, hyper, batch):
+        return record.stages[0].loss(state, hyper, MODEL, params, batch, jax.random.key(0))
+
+    def explain(params, state, hyper, batch):
+        return record.explain(state, hyper, MODEL, params, batch, jax.random.key(0))
+
+    return record, jax.jit(jax.value_and_grad(loss, has_aux=True)), jax.jit(explain)
+
+
+def make_case(**options):
+    """(options, state past the warm-up, traced numbers, parameters that say something, batch in which "right" is absent now and then)."""
+    record = method(**options)[0]
+    own, state = record.init(jax.random.key(1), spec())
+    own = jax.tree.map(lambda x: 2 * x + 0.1, own)
+    state = {**state, "step": jnp.asarray(100.0), "average": jax.tree.map(lambda x: 2 * x + 0.1, state["average"])}
+    batch = tiny.batch(tiny.source(classes=CLASSES), weight=WEIGHT)
+    hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
+    return options, state, hyper, {"model": MODEL.init(jax.random.key(0)), "method": own}, batch
+
+
+def evaluate(options, state, hyper, params, batch, **changes):
+    """(loss, new state, figures, gradient)."""
+    hyper = {**hyper, **{name: jnp.float32(value) for name, value in changes.items()}}
+    (loss, (state, figures)), gradient = method(**options)[1](params, state, hyper, batch)
+    return float(loss), state, figures, gradient
+
+
+def explain(options, state, hyper, params, batch):
+    return method(**options)[2](params, state, hyper, batch)
+
+
+def size(tree):
+    return max(float(np.abs(x).max()) for x in tiny.arrays(tree))
+
+
+def seen(params, batch):
+    slots = MODEL.embed(params["model"], batch.inputs, batch.present)
+    return slots, MODEL.encode(params["model"], slots)
+
+
+# What trains what.
+
+
+@pytest.mark.parametrize("fusion", ["poe", "sum"])
+def test_bias_heads_move_no_encoder_and_the_router_moves_itself_alone(fusion):
+    case = make_case(fusion=fusion)
+    base, mixed = evaluate(*case, **OFF)[3], evaluate(*case, **{**OFF, "w_mix": 5.0})[3]
+    assert size(base["method"]["router"]) == 0 and size(mixed["method"]["router"]) > 1e-4
+    rest = [{**g, "method": {name: x for name, x in g["method"].items() if name != "router"}} for g in (base, mixed)]
+    tiny.assert_close(*rest, rtol=1e-5, atol=1e-6)
+    assert size(base["method"]["heads"]) > 1e-3
+    assert (size(base["method"]["constant"]) > 1e-6) == (fusion != "poe")  # no constant changes a product of experts
+
+
+def test_only_the_joint_expert_learns_from_counterfactuals():
+    case = make_case()
+    base, more = (evaluate(*case, **{**OFF, "w_core": w, "w_context": w})[3]["method"]["experts"] for w in (0.0, 3.0))
+    moved = {name: np.abs(base[name] - more[name]).reshape(len(SETS), -1).max(1) for name in base}
+    assert all((x[:-1] < 1e-6).all() for x in moved.values()) and moved["kernel"][-1] > 1e-4
+
+
+def test_the_loss_is_the_sum_of_its_figures():
+    options, state, hyper, params, batch = make_case(fusion="sum")
+    loss, _, figures, _ = evaluate(options, state, hyper, params, batch, balance=0.0, router_z=0.0, w_core=0.7, w_context=0.3, w_mix=1.3)
+    free, _, _, _ = evaluate(options, state, hyper, params, batch, **OFF)
+    weights = {"l_core": 0.7, "l_context": 0.3, "l_mix": 1.3}
+    assert loss - free == pytest.approx(sum(w * float(figures[name]) for name, w in weights.items()), abs=1e-5)
+    assert all(float(figures[name]) > 0 for name in ("l_core", "l_context", "l_mix"))
+
+
+def test_in_the_first_epochs_there_is_no_core():
+    options, state, hyper, params, batch = make_case()
+    for step, warm in ((0.0, True), (100.0, False)):
+        figures = evaluate(options, {**state, "step": jnp.asarray(step)}, hyper, params, batch)[2]
+        quality = float(figures["quality_left"])
+        assert (quality == 0) == warm and (float(figures["l_core"]) == 0) == warm
+
+
+def test_the_running_average_follows_the_joint_expert():
+    options, state, hyper, params, batch = make_case()
+    new = evaluate(options, state, hyper, params, batch, decay=0.75)[1]["average"]
+    expected = jax.tree.map(lambda old, own: 0.75 * old + 0.25 * own[-1:], state["average"], params["method"]["experts"])
+    tiny.assert_close(new, expected, rtol=1e-6, atol=1e-7)
+
+
+# Inference.
+
+
+@pytest.mark.parametrize("fusion", ["poe", "sum", "hm"])
+def test_the_modes_agree_with_one_another(fusion):
+    options, state, hyper, params, batch = make_case(fusion=fusion)
+    record, (slots, codes) = method(**options)[0], seen(params, batch)
+    all_modes = jax.jit(lambda *given: {mode: own(state, hyper, MODEL, *given) for mode, own in record.modes.items()})
+    said = {mode: np.asarray(x) for mode, x in all_modes(params, slots, codes).items()}
+    assert set(said) == set(mediation_moe.MODES) and record.predict is record.modes["joint"]
+    z = np.asarray(experts.apply(params["method"]["experts"], codes["shared"]))
+    shift = np.ptp(said["tie"] - said["joint"], axis=1)
+    np.testing.assert_allclose(shift, 0, atol=1e-4)  # with an expert for all modalities, joint is the total indirect effect
+    if fusion == "poe":
+        np.testing.assert_allclose(said["joint"], z[:, -1], atol=1e-5)
+        np.testing.assert_allclose(said["uniform"], np.log(scipy.special.softmax(z, axis=-1).mean(1)), atol=1e-5)
+        direct = said["bias_only"] - said["bias_only"].mean(1, keepdims=True)
+        total = scipy.special.log_softmax(z[:, -1], axis=1) + direct
+        np.testing.assert_allclose(np.ptp(said["factual"] - total, axis=1), 0, atol=1e-4)
+    assert all(np.isfinite(x).all() and np.ptp(x) > 0 for x in said.values())
+
+
+@pytest.mark.parametrize("mode", mediation_moe.MODES)
+def test_the_inference_asked_for_is_the_prediction(mode):
+    record = tiny.method("mediation_moe", inference=mode)
+    assert record.predict is record.modes[mode]
+
+
+def test_the_explanation_tells_effects_gates_and_quality():
+    options, state, hyper, params, batch = make_case()
+    told = explain(options, state, hyper, params, batch)
+    assert set(told["gates"]) == {"none", "left", "right", "left+right"} and set(told["quality"]) == {"left", "right"}
+    np.testing.assert_allclose(sum(told["gates"].values()), 1.0, atol=1e-5)
+    effect = told["effects"]
+    assert set(effect) == {"TE", *(f"{kind} {m}" for kind in ("NDE", "TIE") for m in ("left", "right", "left+right"))}
+    for m in ("left", "right", "left+right"):
+        np.testing.assert_allclose(effect["TE"], effect[f"NDE {m}"] + effect[f"TIE {m}"], atol=1e-4)
+    absent = ~np.asarray(batch.present["right"])
+    assert absent.any() and not np.asarray(told["quality"]["right"])[absent].any()
+    np.testing.assert_allclose(np.asarray(effect["NDE right"])[absent], 0, atol=1e-5)
+    for m, core in told["chosen"].items():  # the edit keeps the core and nothing else
+        same = np.isclose(told["edited"][m].values, seen(params, batch)[0][m].values).all(-1)
+        np.testing.assert_array_equal(same[np.asarray(batch.present[m])], np.asarray(core)[np.asarray(batch.present[m])] > 0)
+
+
+# Scores.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_scores_trains_and_explains(kind):
+    options, state, hyper, params, batch = make_case(scores=kind)
+    loss, _, _, gradient = evaluate(options, state, hyper, params, batch)
+    assert np.isfinite(loss) and all(np.isfinite(x).all() for x in tiny.arrays(gradient))
+    own = {"attention": "attention", "reference": "references"}.get(kind)
+    assert set(params["method"]) - {"experts", "heads", "router", "constant"} == ({own} if own else set())
+    assert own is None or size(gradient["method"][own]) > 1e-4
+    told = explain(options, state, hyper, params, batch)
+    assert all(float(x.max()) > 0 and not np.asarray(x)[~np.asarray(batch.present[m])].any() for m, x in told["evidence"].items())
+
+
+def test_scores_of_a_part_of_the_batch_end_up_as_if_all_had_been_computed():
+    options, state, hyper, params, batch = make_case(refresh=0.25)
+    assert (np.asarray(state["age"]) == -1).all()
+    for step in range(4):
+        state = evaluate(options, {**state, "step": jnp.asarray(100.0 + step), "average": state["average"]}, hyper, params, batch, decay=1.0)[1]
+    whole = explain(options, state, hyper, params, batch)["evidence"]
+    rows, weighs = np.asarray(batch.index), WEIGHT > 0
+    for m, known in state["scores"].items():
+        np.testing.assert_allclose(np.asarray(known)[rows][weighs], np.asarray(whole[m])[weighs], atol=1e-5)
+        assert not np.asarray(known)[rows][~weighs].any() and not np.asarray(known)[ROWS:].any()
+    assert (np.asarray(state["age"])[rows[weighs]] >= 100).all()
+
+
+def write(folder, **changes):
+    arrays = {m: np.eye(3, dtype=np.float32)[np.arange(24) % 3] for m in tiny.LAYOUT} | changes
+    np.savez(folder / "scores.npz", **{m: x for m, x in arrays.items() if x is not None})
+    return str(folder / "scores.npz")
+
+
+def test_scores_from_a_file_are_those_of_the_training_rows(tmp_path):
+    case = make_case(scores="external", external=write(tmp_path))
+    np.testing.assert_array_equal(case[1]["scores"]["left"][4], [0, 1, 0])
+    wide, narrow = (evaluate(*make_case(scores="external", external=write(tmp_path, left=x)))[2] for x in (None or np.eye(3)[[0] * 24], np.zeros((24, 3))))
+    assert float(wide["quality_left"]) > 0 == float(narrow["quality_left"])
+
+
+@pytest.mark.parametrize(
+    "options, changes, message",
+    [
+        ({"scores": "external"}, {}, r"scores=external with external=''; give external a .npz file"),
+        ({"external": "there.npz"}, {}, r"scores=occlusion_minus_bias with external='there.npz'"),
+        ({"scores": "external", "external": "nowhere.npz"}, {}, r"'nowhere.npz' cannot be read"),
+        ({"scores": "external"}, {"left": None}, r"'left' is missing; expected \(24, 3\) scores"),
+        ({"scores": "external"}, {"right": np.zeros((5, 3))}, r"'right' has the shape \(5, 3\), .*expected \(24, 3\)"),
+        ({"scores": "external"}, {"right": -np.ones((24, 3))}, r"'right' has the shape .*or negative numbers"),
+        ({"top": 5}, {}, r"top=5 is more than the 4 experts of 2 modalities"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, options, changes, message):
+    if changes:
+        options = {**options, "external": write(tmp_path, **changes)}
+    with pytest.raises(UserError, match=message):
+        tiny.method("mediation_moe", **options).init(jax.random.key(0), spec())
+
+
+# The filter.
+
+
+def test_spoilt_counterfactuals_are_another_loss_and_told_of():
+    options, state, hyper, params, batch = make_case(spoil=0.5)
+    figures = evaluate(options, state, hyper, params, batch)[2]
+    clean = evaluate(options, state, hyper, params, batch, spoil=0.0)[2]
+    assert 0 <= float(figures["quality_auroc"]) <= 1
+    assert abs(float(figures["l_core"]) - float(clean["l_core"])) > 1e-5
+
+
+def test_without_the_filter_every_counterfactual_counts_alike():
+    weighed, alike = (evaluate(*make_case(filter=own))[2] for own in (True, False))
+    assert float(alike["l_core"]) > float(weighed["l_core"]) > 0
+
+
+def test_four_modalities_have_six_experts():
+    layout = {m: tiny.LAYOUT["left"] for m in "abcd"}
+    model, own = tiny.shallow(2, layout), tiny.source(8, layout=layout)
+    own = dataclasses.replace(own, present={"a": np.arange(8) % 2 > 0})
+    record = tiny.method("mediation_moe", hidden=4)
+    params, state = record.init(jax.random.key(0), tiny.spec(own, layout=layout))
+    hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
+    both = {"model": model.init(jax.random.key(0)), "method": params}
+    run = jax.jit(lambda p: record.stages[0].loss(state, hyper, model, p, tiny.batch(own), jax.random.key(0)))
+    loss, (_, figures) = run(both)
+    assert np.isfinite(loss) and [name for name in sorted(figures) if name.startswith("gate_")] == [
+        "gate_a", "gate_a+b+c+d", "gate_b", "gate_c", "gate_d", "gate_none"
+    ]  # fmt: skip
