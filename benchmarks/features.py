@@ -29,7 +29,7 @@ from cimrl_jax.errors import UserError
 from cimrl_jax.main import parse, split
 from cimrl_jax.nn.model import bound
 from cimrl_jax.report.results import environment
-from cimrl_jax.train import loop
+from cimrl_jax.train import compiler, loop
 from cimrl_jax.train import step as fused
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -72,7 +72,7 @@ def ready(program: loop.Program, steps: int) -> Side:
 
     states, held, done = jax.tree.map(lambda x: x[None], state), jax.device_put(program.model.held), 0
     began = time.perf_counter()
-    compiled = jax.jit(chunk, donate_argnums=0).lower(states, feed(0, steps), jnp.int32(steps), held).compile()
+    compiled = jax.jit(chunk, donate_argnums=0).lower(states, feed(0, steps), jnp.int32(steps), held).compile(compiler_options=compiler.options())
     seconds = time.perf_counter() - began
 
     def run() -> float:

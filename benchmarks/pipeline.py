@@ -37,7 +37,7 @@ from cimrl_jax.data.source import Dataset, Source
 from cimrl_jax.errors import UserError
 from cimrl_jax.nn.model import bound
 from cimrl_jax.report.results import environment
-from cimrl_jax.train import loop
+from cimrl_jax.train import compiler, loop
 from cimrl_jax.train import step as fused
 from cimrl_jax.train.feed import Feed
 from cimrl_jax.train.mesh import make_mesh
@@ -180,7 +180,7 @@ def waiting(program: loop.Program, resident: Any) -> dict[str, Any]:
         return fused.make_chunk(step, fused.resident if feed.resident else fused.streamed, prepare=prepare)(states, data, count)
 
     states, held = jax.tree.map(lambda x: x[None], state), jax.device_put(program.model.held)
-    compiled = jax.jit(steps, donate_argnums=0).lower(states, feed(0, chunk), jnp.int32(chunk), held).compile()
+    compiled = jax.jit(steps, donate_argnums=0).lower(states, feed(0, chunk), jnp.int32(chunk), held).compile(compiler_options=compiler.options())
     waited, whole = [], []
     for number in range(CHUNKS + 2):
         began = time.perf_counter()

@@ -26,7 +26,7 @@ from cimrl_jax.config import Config
 from cimrl_jax.evaluate import efficiency
 from cimrl_jax.main import parse
 from cimrl_jax.report.results import environment
-from cimrl_jax.train import loop
+from cimrl_jax.train import compiler, loop
 from cimrl_jax.train import step as fused
 from cimrl_jax.train.mesh import sharding
 
@@ -112,7 +112,7 @@ def prepare(program: loop.Program, stage: int) -> Side:
     step = make(program, stage)
     lowered, state, batch = step.lowered(), step.state, step.batches[0]
     began = time.perf_counter()
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=compiler.options())
     seconds = time.perf_counter() - began
 
     def run() -> tuple[float, float]:

@@ -130,13 +130,14 @@ def build(options: Options) -> Method:
         seen = [slots, edit.slots]
         if not options.economy:
             seen.append(model.embed(params["model"], model.perturb(batch.inputs, keys[1]), batch.present))
-        # One pass for all [v, b, ...]: a fraction of the program to compile, and larger products. Not along b, which may be spread over devices.
-        codes = model.encode(params["model"], jax.tree.map(lambda *views: jnp.stack(views), *seen), keys[2])
+        # One pass for all [b, v, ...]: a fraction of the program to compile, and larger products. b stays the first axis: it may be spread over
+        # devices, and the rows of a matrix product (b x v x slots as one axis) could not be if v came first: each device would compute them all.
+        codes = model.encode(params["model"], jax.tree.map(lambda *views: jnp.stack(views, axis=1), *seen), keys[2])
         outputs = model.decide(params["model"], codes)
-        original, edited, perturbed = (jax.tree.map(lambda x, i=i: x[i], outputs) for i in (0, 1, -1))
+        original, edited, perturbed = (jax.tree.map(lambda x, i=i: x[:, i], outputs) for i in (0, 1, -1))
         heads = original.heads
         if options.detach_heads:
-            heads = model.decide(params["model"], jax.lax.stop_gradient({name: code[0] for name, code in codes.items()})).heads
+            heads = model.decide(params["model"], jax.lax.stop_gradient({name: code[:, 0] for name, code in codes.items()})).heads
 
         weight = batch.weight * _conflict_weight(edit, batch, hyper["conflict_weight"])
         l_ce = masked_mean(cross_entropy(original.logits, batch.label), weight)

@@ -82,12 +82,13 @@ def build(options: Options) -> Method:
         fixed, factual = jax.lax.stop_gradient((params["model"], samples.factual))
         taken = among_top(model.decide(fixed, model.encode(fixed, factual, None)).logits, batch.label, options.top)
 
-        codes = model.encode(params["model"], jax.tree.map(lambda *two: jnp.stack(two), slots, samples.counterfactual), keys[1])  # [2, b, ...]
-        logits, altered = model.decide(params["model"], codes).logits
+        both = jax.tree.map(lambda *two: jnp.stack(two, axis=1), slots, samples.counterfactual)  # [b, 2, ...]: b may be spread over devices
+        codes = model.encode(params["model"], both, keys[1])
+        logits, altered = jnp.moveaxis(model.decide(params["model"], codes).logits, 1, 0)
         answer = jax.nn.one_hot(batch.label, logits.shape[-1])
         learned, known = jnp.zeros(()), jnp.zeros(())
         for m, head in params["method"].items():
-            bias = base.read_bias(head, jax.lax.stop_gradient(codes[m][0]), batch.present[m])
+            bias = base.read_bias(head, jax.lax.stop_gradient(codes[m][:, 0]), batch.present[m])
             learned += masked_mean(cross_entropy(bias, batch.label), batch.weight * batch.present[m])
             p = jax.nn.softmax(jax.lax.stop_gradient(bias))
             known += jnp.where(batch.present[m][:, None], jnp.log(p + hyper["smooth"]) - jnp.log(1.0 - p + hyper["smooth"]), 0.0)

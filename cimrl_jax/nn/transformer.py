@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from cimrl_jax.nn.dense import Dense
+from cimrl_jax.nn.dense import Affine, Dense
 
 FAR = -1e30  # a score that softmax turns into exactly 0; finite, so that a row of nothing else stays finite
 
@@ -63,7 +63,8 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return nn.LayerNorm(dtype=jnp.float32, name="norm")(x.astype(jnp.float32)).astype(self.dtype)
+        normal = nn.LayerNorm(dtype=jnp.float32, use_scale=False, use_bias=False)(x.astype(jnp.float32))
+        return Affine(name="norm")(normal).astype(self.dtype)
 
 
 class SelfAttention(nn.Module):

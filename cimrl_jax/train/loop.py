@@ -21,10 +21,11 @@ from jax.sharding import Mesh
 from cimrl_jax.data.source import Source
 from cimrl_jax.files import write_whole
 from cimrl_jax.nn.model import bound
+from cimrl_jax.train import compiler
 from cimrl_jax.train import step as fused
 from cimrl_jax.train.checkpoint import Checkpoints
 from cimrl_jax.train.feed import Feed
-from cimrl_jax.train.mesh import agreed, any_of, first, gathered, place, sharding
+from cimrl_jax.train.mesh import agreed, any_of, first, free_bytes, gathered, place, sharding
 from cimrl_jax.train.optimizer import MakeOptimizer
 from cimrl_jax.types import Method, Model, Spec, Told, TrainState
 
@@ -225,7 +226,9 @@ def _run(
             if stage != current:
                 began = time.perf_counter()
                 carry["state"] = _enter(program, plan, stage, carry["state"], feed, begins=done == [0, *ends][stage])
-                compiled, current = _compile(program, stage, carry["state"], feed), stage
+                (compiled, together), current = _compile(program, stage, carry["state"], feed), stage
+                if together < program.members:
+                    bar.update(completed=done, members_at_a_time=together)
                 clock["compile_seconds"] += time.perf_counter() - began
             assert compiled is not None
             end = stop(done, stage)
@@ -258,21 +261,38 @@ def _run(
     return carry
 
 
-def _compile(program: Program, stage: int, states: Any, feed: Feed) -> Callable[..., Any]:
-    """The chunk of this stage, compiled ahead of time, its state donated."""
+def _compile(program: Program, stage: int, states: Any, feed: Feed) -> tuple[Callable[..., Any], int]:
+    """(the chunk of this stage, compiled ahead of time, its state donated; how many members are vmapped at a time).
 
-    def chunk(states: Any, data: Any, count: Any, held: Any) -> Any:
-        model = bound(program.model, held)
-        step = fused.make_step(model, program.method.stages[stage], program.stage_optimizer(stage), augment=program.augment)
-        prepare = fused.make_prepare(model, *feed.leaders, augment=program.augment, together=program.together)
-        fetch = fused.resident if feed.resident else fused.streamed
-        return fused.make_chunk(step, fetch, together=program.together, prepare=prepare)(states, data, count)
-
+    Unless the program says how many, all are, or as few as fit the memory that is free.
+    """
     # Metrics lie on every device, so that every process can read them.
     where, everywhere = sharding(program.mesh, "member"), sharding(program.mesh)
-    held = place(program.model.held, everywhere)
-    compiled = jax.jit(chunk, donate_argnums=0, out_shardings=(where, everywhere)).lower(states, feed(0, 1), jnp.int32(1), held).compile()
-    return lambda states, data, count: compiled(states, data, count, held)
+    held, free = place(program.model.held, everywhere), free_bytes(program.mesh.local_devices)
+
+    def build(together: int) -> Any:
+        def chunk(states: Any, data: Any, count: Any, held: Any) -> Any:
+            model = bound(program.model, held)
+            step = fused.make_step(model, program.method.stages[stage], program.stage_optimizer(stage), augment=program.augment)
+            prepare = fused.make_prepare(model, *feed.leaders, augment=program.augment, together=together)
+            fetch = fused.resident if feed.resident else fused.streamed
+            return fused.make_chunk(step, fetch, together=together, prepare=prepare)(states, data, count)
+
+        lowered = jax.jit(chunk, donate_argnums=0, out_shardings=(where, everywhere)).lower(states, feed(0, 1), jnp.int32(1), held)
+        return lowered.compile(compiler_options=compiler.options())
+
+    together = min(program.together or program.members, program.members)
+    compiled = build(together if together < program.members else 0)
+    while not program.together and together > program.mesh.shape["member"] and free is not None and _lacks(compiled, free):
+        together = -(-together // 2)
+        compiled = build(together)
+    return lambda states, data, count: compiled(states, data, count, held), together
+
+
+def _lacks(compiled: Any, free: float) -> bool:
+    """Whether what a program needs while it runs is more than is free, on any process's devices."""
+    memory = compiled.memory_analysis()
+    return any_of(int(memory is not None and memory.temp_size_in_bytes > free)) > 0
 
 
 OF_EACH = Told(logits=0, features=0, label=None, group=None, inferred=0)  # type: ignore[arg-type]

@@ -7,7 +7,9 @@ the host looks at is gathered to every one of them. Only the first writes files.
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -55,6 +57,21 @@ def place(tree: Any, where: NamedSharding) -> Any:
         return jax.make_array_from_callback(x.shape, where, lambda part: x[part])
 
     return jax.tree.map(one, tree)
+
+
+def free_bytes(devices: Sequence[Any]) -> float | None:
+    """The memory that each of these devices of this process has left, the least; None where nobody says."""
+    told = [device.memory_stats() for device in devices]
+    if all(own and "bytes_limit" in own for own in told):
+        return float(min(own["bytes_limit"] - own["bytes_in_use"] for own in told))
+    if devices[0].platform != "cpu":
+        return None
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:  # not Linux
+        return None
+    available = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
+    return None if available is None else 1024.0 * int(available) / len(told)
 
 
 def join() -> None:

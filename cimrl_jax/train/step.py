@@ -114,7 +114,7 @@ def make_prepare(
             return {m: made[m] for m in model.fed}
 
         few = jax.tree.map(lambda x: x[first], (states.key, states.step, batch.inputs, batch.present))
-        made = jax.lax.map(lambda own: one(*own), few, batch_size=together) if together else jax.vmap(one)(*few)
+        made = in_groups(lambda own: one(*own), few, together) if together else jax.vmap(one)(*few)
         return dataclasses.replace(batch, inputs={**batch.inputs, **jax.tree.map(lambda x: x[mine], made)})
 
     return prepare
@@ -138,6 +138,18 @@ def streamed(data: Batch, k: Int[Array, ""]) -> Batch:
     return jax.tree.map(lambda column: column[k], data)
 
 
+def in_groups(one: Callable[[Any], Any], members: Any, together: int) -> Any:
+    """`vmap(one)(members)` for groups of at most `together` members one after the other, all of the same size.
+
+    A group takes members from everywhere, not neighbours: those lie on one device, and the others would have nothing to do.
+    """
+    count = len(jax.tree.leaves(members)[0])
+    groups = next(groups for groups in range(1, count + 1) if count % groups == 0 and count // groups <= together)
+    split = jax.tree.map(lambda x: x.reshape(count // groups, groups, *x.shape[1:]).swapaxes(0, 1), members)
+    made = jax.lax.map(jax.vmap(one), split)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(count, *x.shape[2:]), made)
+
+
 def make_chunk(
     step: Step,
     fetch: Callable[[Any, Int[Array, ""]], Batch],
@@ -155,8 +167,9 @@ def make_chunk(
         def one(states: TrainState, k: Int[Array, ""]) -> tuple[TrainState, Averages]:
             batch = fetch(data, k)
             members = (states, batch if prepare is None else prepare(states, batch))
-            return jax.lax.map(lambda own: step(*own), members, batch_size=together) if together else jax.vmap(step)(*members)
+            return in_groups(lambda own: step(*own), members, together) if together else jax.vmap(step)(*members)
 
+        one = jax.jit(one)  # traced once, for the shapes that it gives and for the loop's body
         shapes = jax.eval_shape(one, states, count)[1]
 
         def body(k: Int[Array, ""], carry: tuple[TrainState, Averages]) -> tuple[TrainState, Averages]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cimrl_jax.nn.dense import Dense, product
+from cimrl_jax.nn.dense import Affine, Dense, outer, product, shift, stretch
 
 
 def draw(shape, seed=0):
@@ -43,6 +43,26 @@ def test_derivatives_are_those_of_the_plain_product(order):
     close(order(product)(x, w), order(jnp.dot)(x, w))
 
 
+@pytest.mark.parametrize("x, g", [((7, 5), (7, 3)), ((7, 3), (7, 5))])
+def test_the_weight_gradient_is_the_sum_of_outer_products_whichever_factor_is_wider(x, g):
+    close(outer(draw(x), draw(g, 1)), draw(x).T @ draw(g, 1))
+
+
+@pytest.mark.parametrize("ours, theirs", [(shift, jnp.add), (stretch, jnp.multiply)])
+@pytest.mark.parametrize("axes", [None, (0, None), (0, 0)])
+def test_shift_and_stretch_are_sum_and_product_with_a_row_up_to_second_derivatives(ours, theirs, axes):
+    x, row = draw((2, 5, 4) if axes else (5, 4)), draw((2, 4) if axes == (0, 0) else (4,), 1)
+
+    def penalty(op):
+        def first(x, row):
+            return jax.grad(lambda x, row: jnp.sin(op(op(x, row) ** 2, row)).sum(), (0, 1))(x, row)
+
+        own = jax.grad(lambda x, row: sum((g**2).sum() for g in first(x, row)), (0, 1))
+        return jax.vmap(own, axes)(x, row) if axes else own(x, row)
+
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), penalty(ours), penalty(theirs))
+
+
 @pytest.mark.parametrize("axes", [(0, 0), (None, 0), (0, None)])
 def test_second_derivatives_under_vmap(axes):
     x, w = draw((2, 5, 4) if axes[0] == 0 else (5, 4)), draw((2, 4, 3) if axes[1] == 0 else (4, 3), 1)
@@ -61,6 +81,12 @@ def test_layer_equals_flax_and_so_do_its_gradients(lead):
         return jax.grad(lambda p, x: jnp.sin(layer.apply(p, x)).sum(), (0, 1))(params, x)
 
     close(gradients(ours), gradients(theirs))
+
+
+def test_affine_equals_flaxs_norm_without_its_normalisation():
+    x, params = draw((2, 5, 4)), {"params": {"scale": draw((4,), 1), "bias": draw((4,), 2)}}
+    normal = nn.LayerNorm(use_scale=False, use_bias=False).apply({}, x)
+    close(Affine().apply(params, normal), nn.LayerNorm().apply(params, x))
 
 
 def test_per_example_gradients_by_vmap():

@@ -89,7 +89,7 @@ def trained(own: loop.Program, steps: int = 2) -> tuple[Any, Any]:
     """The members before and after some steps of the first stage."""
     states, feed = tiny.members(own), tiny.feed(own)
     before = jax.tree.map(np.asarray, states.params)
-    compiled = loop._compile(own, 0, states, feed)
+    compiled, _ = loop._compile(own, 0, states, feed)
     after, _ = compiled(states, feed(0, steps), jnp.int32(steps))
     return before, jax.tree.map(np.asarray, after.params)
 

@@ -77,6 +77,18 @@ def test_each_stage_is_traced_once_however_long_its_chunks(straight, tmp_path):
     assert traces == short and {"first", "second"} == set(traces)
 
 
+@pytest.mark.parametrize(("free", "given", "together"), [(None, 0, 6), (1e15, 0, 6), (0.0, 0, 1), (0.0, 4, 4)])
+def test_as_many_members_at_a_time_as_fit_the_free_memory_and_the_same_comes_out(monkeypatch, free, given, together):
+    program = tiny.program(tiny.method("erm"), seeds=tuple(range(6)), together=given)
+    states, feed = tiny.members(program), tiny.feed(program)
+    expected, _ = loop._compile(program, 0, states, feed)[0](jax.tree.map(jnp.copy, states), feed(0, 3), jnp.int32(3))
+    monkeypatch.setattr(loop, "free_bytes", lambda devices: free)
+    run, chosen = loop._compile(program, 0, states, feed)
+    assert chosen == together
+    after, _ = run(states, feed(0, 3), jnp.int32(3))
+    tiny.assert_close(after.params, expected.params, rtol=1e-5, atol=1e-7)
+
+
 def test_the_second_stage_enters_with_fresh_parameters_and_the_firsts_state(straight):
     trained, _, _ = straight
     program = tiny.program(two_stages())

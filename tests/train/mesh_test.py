@@ -66,3 +66,21 @@ def test_the_axes_are_automatic_and_arrays_are_placed_whole():
     placed = meshes.place({"rows": rows}, meshes.sharding(mesh, "member", "data"))["rows"]
     np.testing.assert_array_equal(placed, rows)
     assert placed.sharding.spec == jax.sharding.PartitionSpec("member", "data")
+
+
+def test_the_free_memory_is_what_devices_or_the_machine_say():
+    psutil = pytest.importorskip("psutil", reason="needs psutil, which says independently how much memory is available")
+    found = meshes.free_bytes(jax.local_devices())
+    assert found is not None and found * jax.device_count() == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+    class Device:
+        platform = "gpu"
+
+        def __init__(self, stats):
+            self.memory_stats = lambda: stats
+
+    def of(*stats):
+        return meshes.free_bytes([Device(own) for own in stats])
+
+    assert of({"bytes_limit": 10, "bytes_in_use": 4}, {"bytes_limit": 10, "bytes_in_use": 7}) == 3
+    assert of({"bytes_limit": 10, "bytes_in_use": 4}, None) is None
