@@ -2,8 +2,8 @@
 
 Command:   python -m cimrl_jax.main --config configs/digits_av.py --data.path /where/mnist/and/fsdd/lie
 Cost:      about 4 min for erm, cimrl and the ceiling x 2 seeds x 500 steps on 2 CPU cores
-Result:    5 seeds x 400 steps, worst group of test_balanced: ERM 18.8 ± 5.9, CIMRL 53.2 ± 11.0, ceiling 82.0 ± 2.7 %;
-           CIMRL closes 54 % (43 to 70) of the gap; all other methods: docs/RECIPE.md
+Result:    5 seeds, worst group of test_balanced: ERM 25.8 ± 3.4, CIMRL 68.1 ± 10.0, ceiling 85.2 ± 1.6 %; CIMRL closes 71 % (58 to 80) of the gap;
+           all other methods at 400 steps: docs/RECIPE.md
 """
 
 config = {
