@@ -91,7 +91,7 @@ def route(
 
 
 def load_balance(gates: Gates, weight: Float[Array, " b"]) -> Float[Array, ""]:
-    """`E sum_e f_e P_e` (Fedus et al. 2021, arXiv 2101.03961), f_e the share of choices, P_e the mean probability of expert e: 1 where both are even."""
+    """`E sum_e f_e P_e` (Fedus et al. 2021, arXiv 2101.03961), f_e the share of choices, P_e the mean probability of expert e: 1 if both are even."""
     chosen = (gates.weights > 0).astype(jnp.float32)
     chosen = jax.lax.stop_gradient(chosen / jnp.sum(chosen, axis=-1, keepdims=True))
     mean = jax.vmap(masked_mean, in_axes=(1, None))

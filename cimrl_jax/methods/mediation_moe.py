@@ -10,19 +10,21 @@ the weight omega (Nam et al. 2020, LfF), the router (Riquelme et al. 2021, V-MoE
 Every example is seen three times in one pass: x, its context x^c alone and its core x^s alone (counterfactual/core.py). On the fused code k there is
 an expert for each set of modalities, z_e; on each modality's code a bias head, which moves no encoder: b_m = q_m b_m(x^c) + (1 - q_m) b_m(x).
 
-    L = mean_e CE(Fuse(z_e, sg b_m for m in M_e), y) + sum_m (CE(b_m(x), y) + CE(b_m(x^c), y)) / 2 + L_c
+    L = sum_e CE(Fuse(z_e, s_e sg b_m for m in M_e), y) + sum_m (CE(b_m(x), y) + CE(b_m(x^c), y)) / 2 + L_s + L_c
       + w_core sum_m q_m KL(sg p || p^s) + w_context sum_m q_m KL(prior || p^c)
       + w_mix omega CE(sum_e g_e softmax(sg z~_e), y) + balance E sum_e f_e P_e + router_z mean(logsumexp(router)^2)
 
-p, p^c and p^s are what the joint expert says of the three; as the target, and in the quality q_m, its running average says them. z~_e is what expert e
-says at inference: z_e with fusion "poe", else `Fuse(z_e, b) - Fuse(c, b)`. Cross entropy is on the sum, never on the difference, which would cancel the
-debiasing. L_c trains c alone (counterfactual/effects.py). The first epochs know no core: x^c is x, and no counterfactual counts.
+p, p^c and p^s are what the joint expert says of the three; as the target, and in the quality q_m, its running average says them. At inference expert
+e says z~_e: z_e with fusion "poe", else `Fuse(z_e, s_e b) - Fuse(c, s_e b)`. Cross entropy is on the sum, never on the difference, which would
+cancel the debiasing. L_c trains c alone (counterfactual/effects.py), `L_s = sum_e CE(s_e sum_m sg b_m, y)` the scales s_e alone. These are ours: two
+modalities with one shortcut would count it twice, and z_e would learn its opposite, which looks like success on a split where the shortcut lies. The
+first steps know no core: x^c is x, and no counterfactual counts.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -64,13 +66,15 @@ class Options:
     look alike every time (data.augment=false)."""
     blank: Annotated[float, Range(low=0, high=1)] = 0.1
     """Share of slots that training replaces by the mask embedding, so that counterfactuals are nothing new."""
-    warmup: Annotated[float, Range(low=0)] = 2.0
-    """Epochs without cores; at most a third of the run."""
+    warmup: Annotated[float, Range(low=0, high=1)] = 0.3
+    """Share of the run before cores are cut: the joint expert must rest on something before it can be told what on."""
     rank: Annotated[int, Range(low=0)] = 0
     """Rank of an expert's residual; 0: a quarter of the code's width."""
     hidden: Annotated[int, Range(low=1)] = 32
     """Width of the hidden layers of bias heads, router and references."""
-    decay: Annotated[float, Range(low=0, below=1)] = 0.99
+    detach_others: bool = True
+    """Whether the joint expert alone trains the encoders (the others, for whom some shortcut is not taken out, would teach it to them)."""
+    decay: Annotated[float, Range(low=0, below=1)] = 0.95
     """Share per step that the joint expert's running average keeps."""
     w_core: float = 0.5
     """Weight of KL(p || p^s): the core alone should say the same."""
@@ -114,6 +118,11 @@ class View(NamedTuple):
     """What the router reads."""
 
 
+def of(paths: Mapping[str, effects.Path], scale: Float[Array, ""], chosen: Iterable[str]) -> dict[str, effects.Path]:
+    """The direct paths of the modalities `chosen`, as the expert counts them whose scale it is."""
+    return {m: effects.Path(scale * paths[m].logits, paths[m].there) for m in chosen}
+
+
 def build(options: Options) -> Method:
     """The method record.
 
@@ -134,6 +143,7 @@ def build(options: Options) -> Method:
             "heads": base.bias_heads(keys[1], spec, names, hidden=options.hidden),
             "router": experts.init_router(keys[2], count, width=width, hidden=options.hidden),
             "constant": jnp.zeros(()),
+            "scale": jnp.ones((count,)),
         }
         if options.scores == "attention":
             own["attention"] = scores.init_attention(keys[3], spec.slots, num_classes=classes, dim=spec.dim)
@@ -142,7 +152,7 @@ def build(options: Options) -> Method:
             own["references"] = {m: reference.init(of[m], spec.slots[m], num_classes=classes, hidden=options.hidden) for m in names}
         counts = jnp.asarray(spec.class_counts, jnp.float32) + 1.0
         state: dict[str, Any] = {"average": jax.tree.map(lambda x: jnp.array(x[-1:]), own["experts"]), "prior": jnp.log(counts / jnp.sum(counts))}
-        state |= {"step": jnp.zeros(()), "steps": jnp.asarray(float(spec.steps)), "examples": jnp.asarray(float(spec.num_examples))}
+        state |= {"step": jnp.zeros(()), "steps": jnp.asarray(float(spec.steps))}
         if options.scores == "external":
             state["scores"] = scores.read_file(options.external, spec)
         elif options.refresh < 1:
@@ -224,12 +234,14 @@ def build(options: Options) -> Method:
         features = jax.lax.stop_gradient(jnp.concatenate(columns, axis=-1))
         return View(experts.apply(own["experts"], codes["shared"]), biases, paths, average, worth, features)
 
-    def debiased(z: Float[Array, "b e c"], paths: Mapping[str, effects.Path], constant: Float[Array, ""]) -> Float[Array, "b e c"]:
+    def debiased(
+        z: Float[Array, "b e c"], paths: Mapping[str, effects.Path], scale: Float[Array, " e"], constant: Float[Array, ""]
+    ) -> Float[Array, "b e c"]:
         """z~_e"""
         if options.fusion == "poe":
             return z
         sets = enumerate(experts.subsets(paths))
-        return jnp.stack([effects.effects(options.fusion, z[:, e], {m: paths[m] for m in own}, constant, own).indirect for e, own in sets], axis=1)
+        return jnp.stack([effects.effects(options.fusion, z[:, e], of(paths, scale[e], own), constant, own).indirect for e, own in sets], axis=1)
 
     def gate(hyper: Hyper, params: Params, seen: View, key: Key[Array, ""] | None) -> experts.Gates:
         sets = experts.subsets(seen.quality)
@@ -247,7 +259,7 @@ def build(options: Options) -> Method:
         names = sorted(slots)
         masks = {m: core.eligible(slots[m], model.slots[m]) for m in names}
         found, state = recall(state, model, params, slots, batch)
-        warm = state["step"] * len(batch.label) < jnp.minimum(hyper["warmup"] * state["examples"], state["steps"] * len(batch.label) / 3)
+        warm = state["step"] < hyper["warmup"] * state["steps"]
         cores = {m: own & ~warm for m, own in cut(hyper, model, slots, found).items()}
         spoilt = jax.random.bernoulli(keys[0], hyper["spoil"], batch.label.shape)
         spoiled = {m: core.spoil(jax.random.fold_in(keys[1], i), cores[m], masks[m]) for i, m in enumerate(names)}
@@ -259,11 +271,17 @@ def build(options: Options) -> Method:
         codes = model.encode(params["model"], stacked, keys[3])
         seen = view(state, hyper, model, params, slots, codes, cores)
 
-        z, fixed, constant = seen.logits[0], jax.lax.stop_gradient(seen.paths), jax.lax.stop_gradient(own["constant"])
-        sets = experts.subsets(names)
-        joined = [effects.outcome(options.fusion, z[:, e], {m: fixed[m] for m in chosen}, constant, chosen) for e, chosen in enumerate(sets)]
-        l_te = masked_mean(sum(cross_entropy(y, batch.label) for y in joined) / len(sets), weight)
-        direct = effects.outcome(options.fusion, z[:, -1], fixed, own["constant"], names, mediated=False)  # gives z's shape, and no gradient
+        z, sets = seen.logits[0], experts.subsets(names)
+        fixed, constant, scale = jax.lax.stop_gradient((seen.paths, own["constant"], own["scale"]))
+        learned = z
+        if options.detach_others:
+            apart = experts.apply(own["experts"], jax.lax.stop_gradient(codes["shared"][0]))
+            learned = jnp.concatenate([apart[:, :-1], z[:, -1:]], axis=1)
+        joined = [effects.outcome(options.fusion, learned[:, e], of(fixed, scale[e], chosen), constant, chosen) for e, chosen in enumerate(sets)]
+        l_te = masked_mean(sum(cross_entropy(y, batch.label) for y in joined), weight)
+        told = [jax.nn.log_softmax(sum(path.logits for path in of(fixed, own["scale"][e], sets[e]).values())) for e in range(1, len(sets))]
+        l_scale = masked_mean(sum(cross_entropy(y, batch.label) for y in told), weight)
+        direct = effects.outcome(options.fusion, z[:, -1], of(fixed, scale[-1], names), own["constant"], names, mediated=False)  # z: its shape alone
         l_c = masked_mean(effects.constant_loss(joined[-1], direct), weight)
         alone = {m: cross_entropy(path.logits, batch.label) for m, path in seen.paths.items()}
         # A head that saw contexts alone would know nothing of a shortcut once taken for core, and the scores would take it for core ever after.
@@ -273,13 +291,13 @@ def build(options: Options) -> Method:
         prior = jnp.broadcast_to(state["prior"], z[:, -1].shape)
         l_context = masked_mean(counted * kl_divergence(prior, seen.logits[1][:, -1]), weight)
 
-        gates, free = gate(hyper, params, seen, keys[4]), jax.lax.stop_gradient(debiased(z, fixed, constant))
+        gates, free = gate(hyper, params, seen, keys[4]), jax.lax.stop_gradient(debiased(z, fixed, scale, constant))
         mixed = cross_entropy(experts.mixture(gates.weights, free), batch.label)
         omega = relative_difficulty(sum(alone.values()) / len(names), mixed) if options.error_weight else jnp.ones_like(mixed)
         l_mix = masked_mean(omega * mixed, weight)
         l_router = hyper["balance"] * experts.load_balance(gates, weight) + hyper["router_z"] * experts.z_loss(gates, weight)
-        total = l_te + l_bias + l_c + hyper["w_core"] * l_core + hyper["w_context"] * l_context + hyper["w_mix"] * l_mix + l_router
-        more = {"l_te": l_te, "l_bias": l_bias, "l_core": l_core, "l_context": l_context, "l_mix": l_mix, "constant": own["constant"]}
+        total = l_te + l_bias + l_scale + l_c + hyper["w_core"] * l_core + hyper["w_context"] * l_context + hyper["w_mix"] * l_mix + l_router
+        more = {"l_te": l_te, "l_bias": l_bias, "l_core": l_core, "l_context": l_context, "l_mix": l_mix, "constant": constant, "scale": scale[-1]}
         more |= {f"quality_{m}": masked_mean(seen.quality[m], weight * batch.present[m]) for m in names}
         more |= {f"gate_{experts.name(chosen)}": masked_mean(gates.weights[:, e], weight) for e, chosen in enumerate(sets)}
         if options.spoil:
@@ -310,21 +328,25 @@ def build(options: Options) -> Method:
         def predict(
             state: Any, hyper: Hyper, model: Model, params: Params, slots: Mapping[str, Slots], codes: Mapping[str, Array]
         ) -> Float[Array, "b c"]:
-            seen, constant = look(state, hyper, model, params, slots, codes)[0], params["method"]["constant"]
-            z, named = seen.logits[0], tuple(seen.paths)
-            free = debiased(z, seen.paths, constant)
+            own = params["method"]
+            constant, scale = own["constant"], own["scale"]
+            free = experts.apply(own["experts"], codes["shared"])
+            if options.fusion != "poe" or mode not in ("joint", "uniform"):  # these two need neither masks nor another pass
+                seen = look(state, hyper, model, params, slots, codes)[0]
+                free = debiased(seen.logits[0], seen.paths, scale, constant)
             if mode == "joint":
                 return free[:, -1]
             if mode == "uniform":
                 return experts.mixture(jnp.full(free.shape[:2], 1 / free.shape[1]), free)
+            z, named, paths = seen.logits[0], tuple(seen.paths), of(seen.paths, scale[-1], seen.paths)
             if mode == "moe":
                 return experts.mixture(gate(hyper, params, seen, None).weights, free)
-            joined = effects.outcome(options.fusion, z[:, -1], seen.paths, constant, named)
+            joined = effects.outcome(options.fusion, z[:, -1], paths, constant, named)
             if mode == "factual":
                 return joined
             if mode == "tde":
-                return joined - effects.outcome(options.fusion, seen.logits[1][:, -1], seen.paths, constant, named)
-            found = effects.effects(options.fusion, z[:, -1], seen.paths, constant, named)
+                return joined - effects.outcome(options.fusion, seen.logits[1][:, -1], paths, constant, named)
+            found = effects.effects(options.fusion, z[:, -1], paths, constant, named)
             return found.indirect if mode == "tie" else found.direct
 
         return predict
@@ -336,7 +358,8 @@ def build(options: Options) -> Method:
         seen, found, cores, alone = look(state, hyper, model, params, slots, codes)
         sets = experts.subsets(slots)
         predicted = jnp.argmax(modes[options.inference](state, hyper, model, params, slots, codes), axis=-1)
-        told = effects.named(options.fusion, seen.logits[0][:, -1], seen.paths, params["method"]["constant"], sets[1:])
+        own, joint = params["method"], seen.logits[0][:, -1]
+        told = effects.named(options.fusion, joint, of(seen.paths, own["scale"][-1], sets[-1]), own["constant"], sets[1:])
         weights = gate(hyper, params, seen, None).weights
         return {
             "evidence": found,

@@ -1,11 +1,12 @@
 """Empirical risk minimisation whose shortcuts are subtracted afterwards: the baseline of every debiasing in training. Sees labels only.
 
-    loss       = CE(z, y) + sum_m CE(b_m, y)
-    prediction = log_softmax(z) - strength sum_m log_softmax(b_m)
+    loss       = CE(z, y) + CE(sum_m b_m, y)
+    prediction = log_softmax(z) - strength log_softmax(sum_m b_m)
 
 b_m is a bias head on modality m's code. No gradient flows from it into the model, which is trained as by `erm`: that the heads learn beside it, and
-not after it, changes nothing in it. This is logit adjustment (Menon et al. 2021, arXiv 2007.07314) with what each modality tells by itself in the
-place of the classes' prior. An absent modality has no say.
+not after it, changes nothing in it. This is logit adjustment (Menon et al. 2021, arXiv 2007.07314) with what the modalities tell without one another
+in the place of the classes' prior. The heads learn their sum: each by itself, two that know the same shortcut would have it subtracted twice. An
+absent modality has no say.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Options:
     """What is subtracted."""
 
     strength: float = 1.0
-    """How much of the bias heads' log probabilities is subtracted."""
+    """How much of the bias heads' joint log probability is subtracted."""
     hidden: Annotated[int, Range(low=1)] = 32
     """Width of a bias head's hidden layer."""
 
@@ -40,19 +41,18 @@ def build(options: Options) -> Method:
     def init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
         return base.bias_heads(key, spec, sorted(spec.slots), hidden=options.hidden), {}
 
-    def read(params: Params, codes: Mapping[str, Array]) -> dict[str, Float[Array, "b c"]]:
+    def direct(params: Params, codes: Mapping[str, Array]) -> Float[Array, "b c"]:
         codes = jax.lax.stop_gradient(dict(codes))
-        return {m: base.read_bias(head, codes[m], jnp.any(codes[m] != 0, axis=-1)) for m, head in params["method"].items()}
+        told = [base.read_bias(head, codes[m], jnp.any(codes[m] != 0, axis=-1)) for m, head in params["method"].items()]
+        return jax.nn.log_softmax(jnp.sum(jnp.stack(told), axis=0))
 
     def loss(
         state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
         out = base.forward(model, params, batch, key)
         main = masked_mean(cross_entropy(out.logits, batch.label), batch.weight)
-        biases = read(params, out.codes)
-        learned = {m: masked_mean(cross_entropy(b, batch.label), batch.weight * batch.present[m]) for m, b in biases.items()}
-        total = main + sum(learned.values())
-        return total, (state, base.figures(total, out.logits, batch, l_main=main, **{f"l_bias_{m}": own for m, own in learned.items()}))
+        learned = masked_mean(cross_entropy(direct(params, out.codes), batch.label), batch.weight)
+        return main + learned, (state, base.figures(main + learned, out.logits, batch, l_main=main, l_bias=learned))
 
     def factual(
         state: Any, hyper: Hyper, model: Model, params: Params, slots: Mapping[str, Slots], codes: Mapping[str, Array]
@@ -62,7 +62,7 @@ def build(options: Options) -> Method:
     def bias_only(
         state: Any, hyper: Hyper, model: Model, params: Params, slots: Mapping[str, Slots], codes: Mapping[str, Array]
     ) -> Float[Array, "b c"]:
-        return jnp.sum(jax.nn.log_softmax(jnp.stack(list(read(params, codes).values()))), axis=0)
+        return direct(params, codes)
 
     def posthoc(state: Any, hyper: Hyper, *seen: Any) -> Float[Array, "b c"]:
         return jax.nn.log_softmax(factual(state, hyper, *seen)) - hyper["strength"] * bias_only(state, hyper, *seen)

@@ -103,7 +103,28 @@ def test_the_loss_is_the_sum_of_its_figures():
     assert all(float(figures[name]) > 0 for name in ("l_core", "l_context", "l_mix"))
 
 
-def test_in_the_first_epochs_there_is_no_core():
+def test_the_scales_calibrate_the_sum_of_direct_paths_and_nothing_else_trains_them():
+    options, state, hyper, params, batch = make_case()
+    state = {**state, "step": jnp.asarray(0.0)}  # x^c is x
+    gradient = evaluate(options, state, hyper, params, batch, **OFF, blank=0.0)[3]["method"]["scale"]
+    codes, rows = seen(params, batch)[1], np.arange(ROWS)
+    b = {}
+    for m, head in params["method"]["heads"].items():
+        inner = np.maximum(np.asarray(codes[m]) @ head["inner"] + head["inner_bias"], 0)
+        b[m] = np.where(np.asarray(batch.present[m])[:, None], inner @ head["outer"] + head["outer_bias"], 0.0)
+
+    def by_hand(scale, chosen):
+        told = scipy.special.log_softmax(scale * sum(b[m] for m in chosen), axis=1)[rows, np.asarray(batch.label)]
+        return -np.average(told, weights=WEIGHT)
+
+    for e, chosen in enumerate(SETS):
+        at = float(params["method"]["scale"][e])
+        expected = (by_hand(at + 1e-3, chosen) - by_hand(at - 1e-3, chosen)) / 2e-3 if chosen else 0.0
+        assert float(gradient[e]) == pytest.approx(expected, abs=1e-3), chosen
+    assert np.abs(gradient[1:]).min() > 3e-3
+
+
+def test_in_the_first_steps_there_is_no_core():
     options, state, hyper, params, batch = make_case()
     for step, warm in ((0.0, True), (100.0, False)):
         figures = evaluate(options, {**state, "step": jnp.asarray(step)}, hyper, params, batch)[2]
@@ -172,7 +193,7 @@ def test_every_kind_of_scores_trains_and_explains(kind):
     loss, _, _, gradient = evaluate(options, state, hyper, params, batch)
     assert np.isfinite(loss) and all(np.isfinite(x).all() for x in tiny.arrays(gradient))
     own = {"attention": "attention", "reference": "references"}.get(kind)
-    assert set(params["method"]) - {"experts", "heads", "router", "constant"} == ({own} if own else set())
+    assert set(params["method"]) - {"experts", "heads", "router", "constant", "scale"} == ({own} if own else set())
     assert own is None or size(gradient["method"][own]) > 1e-4
     told = explain(options, state, hyper, params, batch)
     assert all(float(x.max()) > 0 and not np.asarray(x)[~np.asarray(batch.present[m])].any() for m, x in told["evidence"].items())
@@ -200,7 +221,9 @@ def write(folder, **changes):
 def test_scores_from_a_file_are_those_of_the_training_rows(tmp_path):
     case = make_case(scores="external", external=write(tmp_path))
     np.testing.assert_array_equal(case[1]["scores"]["left"][4], [0, 1, 0])
-    wide, narrow = (evaluate(*make_case(scores="external", external=write(tmp_path, left=x)))[2] for x in (None or np.eye(3)[[0] * 24], np.zeros((24, 3))))
+    wide, narrow = (
+        evaluate(*make_case(scores="external", external=write(tmp_path, left=x)))[2] for x in (None or np.eye(3)[[0] * 24], np.zeros((24, 3)))
+    )
     assert float(wide["quality_left"]) > 0 == float(narrow["quality_left"])
 
 

@@ -43,7 +43,8 @@ def test_the_prediction_is_the_models_less_the_heads(strength):
     z, told = np.asarray(MODEL.decide(params["model"], codes).logits), np.zeros((8, CLASSES))
     for m, head in params["method"].items():
         b = np.maximum(codes[m] @ head["inner"] + head["inner_bias"], 0) @ head["outer"] + head["outer_bias"]
-        told += scipy.special.log_softmax(np.where(np.asarray(batch.present[m])[:, None], b, 0.0), axis=1)
+        told += np.where(np.asarray(batch.present[m])[:, None], b, 0.0)
+    told = scipy.special.log_softmax(told, axis=1)
     assert not np.asarray(batch.present["right"]).all() and record.predict is not None
     np.testing.assert_allclose(record.predict(*own), scipy.special.log_softmax(z, axis=1) - strength * told, atol=1e-4)
     np.testing.assert_allclose(record.modes["factual"](*own), z, atol=1e-6)

@@ -1,0 +1,33 @@
+"""What each part of causal mediation is worth: scores, filter, router's objective, fusion, and CIMRL's identification in the masks' place.
+
+Command:   python -m cimrl_jax.main study --config configs/studies/mediation.py
+           On another data set: --base.config configs/digits.py; only some: --only whole,spoilt,spoilt_unfiltered
+Result:    docs/MEDIATION.md
+"""
+
+
+def mediation(**options: object) -> dict:
+    return {"method": {"mediation_moe": options}}
+
+
+SCORES = ("attention", "grad_x_input", "occlusion")
+study = {
+    "base": {"config": "configs/mediation.py", "methods": ("erm", "mediation_moe"), "seeds": 5},
+    "runs": {
+        "whole": {},
+        # CIMRL's biased reference tells which slots carry the shortcut; the core is what the joint expert rests on beside them.
+        "with_cimrl": mediation(scores="reference"),
+        **{f"scores_{kind}": mediation(scores=kind) for kind in SCORES},
+        "spoilt": mediation(spoil=0.25),
+        "spoilt_unfiltered": mediation(spoil=0.25, filter=False),
+        "unfiltered": mediation(filter=False),
+        "without_core": mediation(w_core=0.0),
+        "without_context": mediation(w_context=0.0),
+        "without_blanks": mediation(blank=0.0),
+        "router_unweighted": mediation(error_weight=False),
+        "remembered_scores": mediation(refresh=0.25),
+        "fusion_sum": mediation(fusion="sum"),
+        "fusion_hm": mediation(fusion="hm"),
+    },
+    "table": ["whole", "with_cimrl", "spoilt", "spoilt_unfiltered", "unfiltered"],
+}
