@@ -223,7 +223,7 @@ def build(options: Options) -> Method:
         biases = {m: jnp.stack([base.read_bias(head, fixed[m][i], there[m]) for i in range(2)]) for m, head in own["heads"].items()}
         average = experts.apply(state["average"], fixed["shared"])[..., 0, :]
         share = {m: core.covered(cores[m], core.eligible(s, model.slots[m])) for m, s in slots.items()}
-        worth = {m: quality.contrast(*average, share[m], most=hyper["most"]) for m in slots}
+        worth = {m: quality.contrast(average[0], average[1], average[2], share[m], most=hyper["most"]) for m in slots}
         trust = {m: worth[m][:, None] if options.filter else jnp.ones((len(own), 1)) for m, own in there.items()}
         paths = {m: effects.Path(trust[m] * b[1] + (1 - trust[m]) * b[0], there[m]) for m, b in biases.items()}
         direct = jnp.stack([path.logits for path in paths.values()], axis=1)  # [b, m, c]
@@ -278,9 +278,9 @@ def build(options: Options) -> Method:
             apart = experts.apply(own["experts"], jax.lax.stop_gradient(codes["shared"][0]))
             learned = jnp.concatenate([apart[:, :-1], z[:, -1:]], axis=1)
         joined = [effects.outcome(options.fusion, learned[:, e], of(fixed, scale[e], chosen), constant, chosen) for e, chosen in enumerate(sets)]
-        l_te = masked_mean(sum(cross_entropy(y, batch.label) for y in joined), weight)
+        l_te = masked_mean(jnp.asarray(sum(cross_entropy(y, batch.label) for y in joined)), weight)
         told = [jax.nn.log_softmax(sum(path.logits for path in of(fixed, own["scale"][e], sets[e]).values())) for e in range(1, len(sets))]
-        l_scale = masked_mean(sum(cross_entropy(y, batch.label) for y in told), weight)
+        l_scale = masked_mean(jnp.asarray(sum(cross_entropy(y, batch.label) for y in told)), weight)
         direct = effects.outcome(options.fusion, z[:, -1], of(fixed, scale[-1], names), own["constant"], names, mediated=False)  # z: its shape alone
         l_c = masked_mean(effects.constant_loss(joined[-1], direct), weight)
         alone = {m: cross_entropy(path.logits, batch.label) for m, path in seen.paths.items()}
@@ -293,7 +293,7 @@ def build(options: Options) -> Method:
 
         gates, free = gate(hyper, params, seen, keys[4]), jax.lax.stop_gradient(debiased(z, fixed, scale, constant))
         mixed = cross_entropy(experts.mixture(gates.weights, free), batch.label)
-        omega = relative_difficulty(sum(alone.values()) / len(names), mixed) if options.error_weight else jnp.ones_like(mixed)
+        omega = relative_difficulty(jnp.asarray(sum(alone.values())) / len(names), mixed) if options.error_weight else jnp.ones_like(mixed)
         l_mix = masked_mean(omega * mixed, weight)
         l_router = hyper["balance"] * experts.load_balance(gates, weight) + hyper["router_z"] * experts.z_loss(gates, weight)
         total = l_te + l_bias + l_scale + l_c + hyper["w_core"] * l_core + hyper["w_context"] * l_context + hyper["w_mix"] * l_mix + l_router
@@ -301,7 +301,7 @@ def build(options: Options) -> Method:
         more |= {f"quality_{m}": masked_mean(seen.quality[m], weight * batch.present[m]) for m in names}
         more |= {f"gate_{experts.name(chosen)}": masked_mean(gates.weights[:, e], weight) for e, chosen in enumerate(sets)}
         if options.spoil:
-            more["quality_auroc"] = quality.told_apart(sum(seen.quality.values()), ~spoilt, weight)
+            more["quality_auroc"] = quality.told_apart(jnp.asarray(sum(seen.quality.values())), ~spoilt, weight)
         if options.scores == "attention":
             frozen = jax.lax.stop_gradient((codes["shared"][0], slots))
             total += masked_mean(cross_entropy(scores.attend(own["attention"], *frozen, masks)[0], batch.label), weight)

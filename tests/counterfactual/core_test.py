@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cimrl_jax.counterfactual import core
+from cimrl_jax.counterfactual import core, scores
 from cimrl_jax.types import Slots, SlotSpec
 
 SPEC = SlotSpec(kind="slots", count=6, width=2, element=2)
@@ -91,3 +91,18 @@ def test_slots_are_blanked_at_the_rate_asked_for_and_only_where_they_may():
     slots, mask = Slots(jnp.ones((50, 6, 2)), jnp.ones((50, 6), bool)), jnp.arange(6)[None, :] > jnp.zeros((50, 1))
     found = np.asarray(core.blanked(jax.random.key(0), slots, mask, 0.3, jnp.zeros(2)).values)
     assert (found[:, 0] == 1).all() and 0.2 < (found[:, 1:] == 0).mean() < 0.4
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_whoever_has_a_score_has_a_core_however_it_is_compiled(mapped):
+    rng = np.random.default_rng(0)
+    drawn = [jnp.asarray(rng.normal(size=(5, 400, 6)), jnp.float32) for _ in range(4)]
+
+    def one(a, b, c, d, p, most):  # scores that the compiler may work out twice, and round otherwise the second time
+        mask = jnp.ones(a.shape, bool)
+        found = scores.beyond(jax.nn.relu(jnp.tanh(a) * b - jnp.exp(c) * d), jnp.abs(c * a - b * d), mask)
+        return found, core.keep(found, mask, p=p, most=most)
+
+    limits = [jnp.full((5,) if mapped else (), value, jnp.float32) for value in (0.65, 0.5)]
+    found, kept = jax.jit(jax.vmap(one) if mapped else one)(*drawn, *limits)
+    np.testing.assert_array_equal(np.asarray(kept).any(-1), (np.asarray(found) > 0).any(-1))

@@ -32,9 +32,11 @@ def spec(**options):
 def method(**options):
     """(record, its jitted loss and gradient, its jitted explanation): compiled once for all tests."""
     record = tiny.method("mediation_moe", hidden=4, rank=1, **options)
+    of_stage = record.stages[0].loss
+    assert of_stage is not None
 
     def loss(params, state, hyper, batch):
-        return record.stages[0].loss(state, hyper, MODEL, params, batch, jax.random.key(0))
+        return of_stage(state, hyper, MODEL, params, batch, jax.random.key(0))
 
     def explain(params, state, hyper, batch):
         return record.explain(state, hyper, MODEL, params, batch, jax.random.key(0))
@@ -180,7 +182,7 @@ def test_the_explanation_tells_effects_gates_and_quality():
     assert absent.any() and not np.asarray(told["quality"]["right"])[absent].any()
     np.testing.assert_allclose(np.asarray(effect["NDE right"])[absent], 0, atol=1e-5)
     for m, core in told["chosen"].items():  # the edit keeps the core and nothing else
-        same = np.isclose(told["edited"][m].values, seen(params, batch)[0][m].values).all(-1)
+        same = np.all(np.isclose(told["edited"][m].values, seen(params, batch)[0][m].values), axis=-1)
         np.testing.assert_array_equal(same[np.asarray(batch.present[m])], np.asarray(core)[np.asarray(batch.present[m])] > 0)
 
 
@@ -214,7 +216,7 @@ def test_scores_of_a_part_of_the_batch_end_up_as_if_all_had_been_computed():
 
 def write(folder, **changes):
     arrays = {m: np.eye(3, dtype=np.float32)[np.arange(24) % 3] for m in tiny.LAYOUT} | changes
-    np.savez(folder / "scores.npz", **{m: x for m, x in arrays.items() if x is not None})
+    np.savez(folder / "scores.npz", allow_pickle=False, **{m: x for m, x in arrays.items() if x is not None})
     return str(folder / "scores.npz")
 
 
@@ -270,8 +272,9 @@ def test_four_modalities_have_six_experts():
     params, state = record.init(jax.random.key(0), tiny.spec(own, layout=layout))
     hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
     both = {"model": model.init(jax.random.key(0)), "method": params}
-    run = jax.jit(lambda p: record.stages[0].loss(state, hyper, model, p, tiny.batch(own), jax.random.key(0)))
-    loss, (_, figures) = run(both)
+    of_stage = record.stages[0].loss
+    assert of_stage is not None
+    loss, (_, figures) = jax.jit(lambda p: of_stage(state, hyper, model, p, tiny.batch(own), jax.random.key(0)))(both)
     assert np.isfinite(loss) and [name for name in sorted(figures) if name.startswith("gate_")] == [
         "gate_a", "gate_a+b+c+d", "gate_b", "gate_c", "gate_d", "gate_none"
     ]  # fmt: skip
