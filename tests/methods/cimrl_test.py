@@ -228,7 +228,8 @@ def test_every_way_to_identify_goes_with_every_intervention(identify, interventi
 def test_economy_never_perturbs():
     record, model, params, state, batch = make_case(economy=True)
     hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
-    assert record.stages[0].loss(state, hyper, model._replace(perturb=None), params, batch, KEY)[0] > 0
+    loss = record.stages[0].loss
+    assert loss is not None and loss(state, hyper, model._replace(perturb=None), params, batch, KEY)[0] > 0  # type: ignore[arg-type]
 
 
 def test_the_first_pass_through_the_model_is_the_forward_pass():
