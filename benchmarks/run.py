@@ -73,7 +73,8 @@ class Target(NamedTuple):
 UP = math.inf
 TARGETS = (
     Target("step_cost/cimrl", "a CIMRL step's operations, ERM = 1", "<= 3.40", (0, 3.40), "flops_ratio"),
-    Target("step_cost/cimrl", "a CIMRL step's time, ERM = 1", "<= 3.57", (0, 3.57), "time_ratio", "time_ratio_quartiles"),
+    Target("step_cost/cimrl", "a CIMRL step's time, ERM = 1", "–", None, "time_ratio", "time_ratio_quartiles"),
+    Target("step_cost/cimrl", "that time over those operations", "<= 1.05", (0, 1.05), "time_over_flops", ""),
     Target("step_cost/cimrl_economy", "its operations with `economy`, ERM = 1", "<= 2.40", (0, 2.40), "flops_ratio"),
     Target("step_cost/group_dro", "a GroupDRO step's time, ERM = 1", "–", None, "time_ratio", "time_ratio_quartiles"),
     Target("torch_twin/vit_ti+mini/cimrl/eager", "PyTorch eager's time over ours, CIMRL, ViT-Ti", ">= 1.2", (1.2, UP)),

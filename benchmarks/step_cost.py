@@ -148,6 +148,7 @@ def measure(config: Config) -> list[dict[str, Any]]:
                 "time_ratio": statistics.median(ratios),
                 "time_ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
                 "flops_ratio": flops / base if flops and base else None,
+                "time_over_flops": statistics.median(ratios) / (flops / base) if flops and base else None,
                 "product_flops_ratio": side.product_flops / sides[0].product_flops,
                 "flops": flops,
                 "product_flops": side.product_flops,

@@ -123,6 +123,12 @@ def of(paths: Mapping[str, effects.Path], scale: Float[Array, ""], chosen: Itera
     return {m: effects.Path(scale * paths[m].logits, paths[m].there) for m in chosen}
 
 
+def together(model: Model, params: Params, key: Key[Array, ""] | None, *views: Mapping[str, Slots]) -> dict[str, Float[Array, "v b d"]]:
+    """The codes of several versions of the batch, in one pass over `[b, v, ...]`: b, which may be spread over devices, stays the first axis there."""
+    codes = model.encode(params["model"], jax.tree.map(lambda *own: jnp.stack(own, axis=1), *views), key)
+    return {name: jnp.moveaxis(code, 1, 0) for name, code in codes.items()}
+
+
 def build(options: Options) -> Method:
     """The method record.
 
@@ -267,8 +273,7 @@ def build(options: Options) -> Method:
         blank = params["model"]["blank"]
         full = {m: core.blanked(jax.random.fold_in(keys[2], i), slots[m], masks[m], hyper["blank"], blank[m]) for i, m in enumerate(names)}
         # One pass for all three, as in cimrl: a third of the program to compile, and larger products.
-        stacked = jax.tree.map(lambda *three: jnp.stack(three), full, *counterfactuals(model, params, slots, cores))
-        codes = model.encode(params["model"], stacked, keys[3])
+        codes = together(model, params, keys[3], full, *counterfactuals(model, params, slots, cores))
         seen = view(state, hyper, model, params, slots, codes, cores)
 
         z, sets = seen.logits[0], experts.subsets(names)
@@ -320,7 +325,7 @@ def build(options: Options) -> Method:
         found = score(state, model, params, slots)
         cores = cut(hyper, model, slots, found)
         two = counterfactuals(model, params, slots, cores)
-        more = model.encode(params["model"], jax.tree.map(lambda *both: jnp.stack(both), *two), None)
+        more = together(model, params, None, *two)
         three = {part: jnp.concatenate([codes[part][None], more[part]]) for part in codes}
         return view(state, hyper, model, params, slots, three, cores), found, cores, two[1]
 

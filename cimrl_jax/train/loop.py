@@ -264,7 +264,7 @@ def _run(
 def _compile(program: Program, stage: int, states: Any, feed: Feed) -> tuple[Callable[..., Any], int]:
     """(the chunk of this stage, compiled ahead of time, its state donated; how many members are vmapped at a time).
 
-    Unless the program says how many, all are, or as few as fit the memory that is free.
+    Unless the program says how many, all are, or as many as fit the memory that is free.
     """
     # Metrics lie on every device, so that every process can read them.
     where, everywhere = sharding(program.mesh, "member"), sharding(program.mesh)
@@ -283,16 +283,16 @@ def _compile(program: Program, stage: int, states: Any, feed: Feed) -> tuple[Cal
 
     together = min(program.together or program.members, program.members)
     compiled = build(together if together < program.members else 0)
-    while not program.together and together > program.mesh.shape["member"] and free is not None and _lacks(compiled, free):
+    while not program.together and together > program.mesh.shape["member"] and _lacks(compiled, free):
         together = -(-together // 2)
         compiled = build(together)
     return lambda states, data, count: compiled(states, data, count, held), together
 
 
-def _lacks(compiled: Any, free: float) -> bool:
-    """Whether what a program needs while it runs is more than is free, on any process's devices."""
+def _lacks(compiled: Any, free: float | None) -> bool:
+    """Whether what a program needs while it runs is more than is free, on any process's devices. Every process asks, since all must do the same."""
     memory = compiled.memory_analysis()
-    return any_of(int(memory is not None and memory.temp_size_in_bytes > free)) > 0
+    return any_of(int(free is not None and memory is not None and memory.temp_size_in_bytes > free)) > 0
 
 
 OF_EACH = Told(logits=0, features=0, label=None, group=None, inferred=0)  # type: ignore[arg-type]

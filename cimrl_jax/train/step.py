@@ -139,15 +139,19 @@ def streamed(data: Batch, k: Int[Array, ""]) -> Batch:
 
 
 def in_groups(one: Callable[[Any], Any], members: Any, together: int) -> Any:
-    """`vmap(one)(members)` for groups of at most `together` members one after the other, all of the same size.
+    """`vmap(one)(members)` for groups of `together` members one after the other, the last of what is left.
 
     A group takes members from everywhere, not neighbours: those lie on one device, and the others would have nothing to do.
     """
     count = len(jax.tree.leaves(members)[0])
-    groups = next(groups for groups in range(1, count + 1) if count % groups == 0 and count // groups <= together)
-    split = jax.tree.map(lambda x: x.reshape(count // groups, groups, *x.shape[1:]).swapaxes(0, 1), members)
+    whole = count - count % together
+    split = jax.tree.map(lambda x: x[:whole].reshape(together, whole // together, *x.shape[1:]).swapaxes(0, 1), members)
     made = jax.lax.map(jax.vmap(one), split)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(count, *x.shape[2:]), made)
+    made = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(whole, *x.shape[2:]), made)
+    if whole == count:
+        return made
+    rest = jax.vmap(one)(jax.tree.map(lambda x: x[whole:], members))
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), made, rest)
 
 
 def make_chunk(
