@@ -4,8 +4,9 @@ Command: python benchmarks/step_cost.py [--config configs/digits.py] [any field,
 
 With the word `count` before the options: only the operations of the step as written, before XLA optimises it, in a minute and alike on any machine.
 
-One member at a time and one step a call, so that XLA's count (which takes a loop's body once) is that of the step. Times are medians over rounds in
-which every method runs once, so that whatever else the machine does falls on all alike; ratios, not times, are the result.
+One member at a time. Operations and memory are those of one step compiled alone, since XLA counts a loop's body once; times are those of a chunk of
+steps in one call, as training runs it. They are medians over rounds in which the method and ERM run once each, so that whatever else the machine does
+falls on both alike; ratios, not times, are the result.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +31,7 @@ from cimrl_jax.train import compiler, loop
 from cimrl_jax.train import step as fused
 from cimrl_jax.train.mesh import sharding
 
-ROUNDS, STEPS = 15, 5
+ROUNDS = 9
 
 
 class Side(NamedTuple):
@@ -40,7 +41,7 @@ class Side(NamedTuple):
     share: float
     """Of the run's steps."""
     run: Callable[[], tuple[float, float]]
-    """Takes some steps: (seconds of one, seconds until the host is free again after it asked for one)."""
+    """A chunk of steps: (seconds of one step, seconds of the chunk in which the host is not free)."""
     cost: dict[str, float | None]
     product_flops: float
     compile_seconds: float
@@ -114,16 +115,18 @@ def prepare(program: loop.Program, stage: int) -> Side:
     began = time.perf_counter()
     compiled = lowered.compile(compiler_options=compiler.options())
     seconds = time.perf_counter() - began
+    feed = dataclasses.replace(program, seeds=(0,)).feed()(0, program.chunk)
+    members = jax.tree.map(lambda x: x[None], state)
+    chunk = jax.jit(fused.make_chunk(step.function, fused.resident), donate_argnums=0).lower(members, feed, jnp.int32(1))
+    steps = chunk.compile(compiler_options=compiler.options())
 
     def run() -> tuple[float, float]:
-        nonlocal state
-        began, asked = time.perf_counter(), 0.0
-        for _ in range(STEPS):
-            before = time.perf_counter()
-            state, metrics = compiled(state, batch)
-            asked += time.perf_counter() - before
+        nonlocal members
+        began = time.perf_counter()
+        members, metrics = steps(members, feed, jnp.int32(program.chunk))
+        asked = time.perf_counter() - began
         jax.block_until_ready(metrics)
-        return (time.perf_counter() - began) / STEPS, asked / STEPS
+        return (time.perf_counter() - began) / program.chunk, asked
 
     def traces() -> int:
         step.function.lower(state, step.batches[1])
@@ -133,34 +136,41 @@ def prepare(program: loop.Program, stage: int) -> Side:
     return Side(*place(program, stage), run, efficiency.cost(compiled), products, seconds, traces)
 
 
-def measure(config: Config) -> list[dict[str, Any]]:
-    """One record per method."""
-    sides = [prepare(*own) for own in stages(config)]
-    rounds = [[side.run() for side in sides] for _ in range(ROUNDS + 2)][2:]  # the first two warm up
-    records = []
-    for i, side in enumerate(sides):
-        ratios = [times[i][0] / times[0][0] for times in rounds]
-        flops, base = side.cost["flops"], sides[0].cost["flops"]
-        records.append(
-            {
-                "name": f"step_cost/{side.name}",
-                "share_of_steps": side.share,
-                "time_ratio": statistics.median(ratios),
-                "time_ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
-                "flops_ratio": flops / base if flops and base else None,
-                "time_over_flops": statistics.median(ratios) / (flops / base) if flops and base else None,
-                "product_flops_ratio": side.product_flops / sides[0].product_flops,
-                "flops": flops,
-                "product_flops": side.product_flops,
-                "seconds": statistics.median(times[i][0] for times in rounds),
-                "host_seconds": statistics.median(times[i][1] for times in rounds),
-                "peak_bytes": side.cost["peak_bytes"],
-                "compile_seconds": side.compile_seconds,
-                "traces": side.traces(),
-                "environment": environment(),
-            }
-        )
-    return records
+def measure(config: Config) -> Iterator[dict[str, Any]]:
+    """A record per method and stage, each timed in turns with ERM. (All programs at once would be more than a process can map.)"""
+    first, *others = stages(config)
+    base = prepare(*first)
+    yield beside(base, base)
+    for own in others:
+        yield beside(base, prepare(*own))
+
+
+def beside(base: Side, side: Side) -> dict[str, Any]:
+    rounds = [(base.run(), side.run()) for _ in range(ROUNDS + 1)][1:]  # the first warms up
+    ratios = [own[0] / one[0] for one, own in rounds] if side is not base else [1.0] * ROUNDS
+    ratio, flops = statistics.median(ratios), _over(side.cost["flops"], base.cost["flops"])
+    return {
+        "name": f"step_cost/{side.name}",
+        "share_of_steps": side.share,
+        "time_ratio": ratio,
+        "time_ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
+        "flops_ratio": flops,
+        "time_over_flops": _over(ratio, flops),
+        "product_flops_ratio": side.product_flops / base.product_flops,
+        "flops": side.cost["flops"],
+        "product_flops": side.product_flops,
+        "seconds": statistics.median(own[0] for _, own in rounds),
+        "seconds_of_erm": statistics.median(one[0] for one, _ in rounds),
+        "host_seconds": statistics.median(own[1] for _, own in rounds),
+        "peak_bytes": side.cost["peak_bytes"],
+        "compile_seconds": side.compile_seconds,
+        "traces": side.traces(),
+        "environment": environment(),
+    }
+
+
+def _over(own: float | None, one: float | None) -> float | None:
+    return own / one if own and one else None
 
 
 if __name__ == "__main__":

@@ -211,6 +211,8 @@ class Side(NamedTuple):
     """Bytes, as compiled."""
     state: int
     """Bytes of all members' states."""
+    flops: float | None
+    """Of a step of all members."""
 
 
 def ready(program: loop.Program) -> Side:
@@ -238,7 +240,8 @@ def ready(program: loop.Program) -> Side:
         jax.block_until_ready((states, metrics))
         return (time.perf_counter() - began) / steps, (time.process_time() - worked) / steps
 
-    return Side(run, efficiency.cost(compiled)["peak_bytes"], state)
+    cost = efficiency.cost(compiled)  # XLA counts a loop's body once
+    return Side(run, cost["peak_bytes"], state, cost["flops"])
 
 
 def members(name: str, config: Config, sizes: Sequence[int], rounds: int) -> Iterator[dict[str, Any]]:
@@ -247,6 +250,7 @@ def members(name: str, config: Config, sizes: Sequence[int], rounds: int) -> Ite
     for size in sizes:
         (program,) = assemble(dataclasses.replace(config, seeds=tuple(range(size)))).programs
         sides[size] = ready(program)
+    rate = efficiency.matrix_rate(compiler_options=compiler.options())
     # About as long on every side.
     times = [{size: side.run(max(1, 8 // size)) for size, side in sides.items()} for _ in range(rounds + 1)][1:]  # the first warms up
     for size, side in sides.items():
@@ -257,6 +261,7 @@ def members(name: str, config: Config, sizes: Sequence[int], rounds: int) -> Ite
             "ratio_quartiles": statistics.quantiles(ratios, n=4)[::2],
             "ratio_of_processor_time": statistics.median(own[size][1] / own[1][1] for own in times),
             "seconds": {"one": statistics.median(own[1][0] for own in times), "members": statistics.median(own[size][0] for own in times)},
+            "share_of_matrix_rate": efficiency.mfu(side.flops, statistics.median(own[size][0] for own in times), rate),
             "members": size,
             "method": config.methods[0],
             "peak_bytes": side.peak,

@@ -162,14 +162,14 @@ def sections(root: pathlib.Path = ROOT) -> Iterator[Section]:
         if field == "data":
             for part, module, options in PARTS:
                 if (path := root / "data" / f"{module}.py").is_file():
-                    yield _section((part, "data"), f"data.{part}", _File(path, root), options, f"data.{part}.")
+                    yield _section((part, "data"), f"data.{part}", config.at(path), options, f"data.{part}.")
     for group, folder, title, prefix in (
         ("data", root / "data" / "datasets", "data.name {}", "data."),
         ("model", root / "nn" / "encoders", "model.<modality>.encoder {}", "model.<modality>."),
         ("method", root / "methods", "method {}", "method.{}."),
     ):
         for name, path in modules(folder).items():
-            yield _section((name, group), title.format(name), _File(path, root), "Options", prefix.format(name))
+            yield _section((name, group), title.format(name), config.at(path), "Options", prefix.format(name))
 
 
 def _section(names: tuple[str, ...], title: str, file: _File, record: str, prefix: str) -> Section:
@@ -180,21 +180,28 @@ def _section(names: tuple[str, ...], title: str, file: _File, record: str, prefi
 class _File:
     """One parsed source: its docstring's first paragraph, and what its annotations name, here or in the modules of this package that it imports."""
 
-    def __init__(self, path: pathlib.Path, root: pathlib.Path):
+    def __init__(self, path: pathlib.Path, root: pathlib.Path, parsed: dict[pathlib.Path, _File] | None = None):
         self.root, self.tree = root, ast.parse(path.read_text(encoding="utf-8"))
+        self.parsed = {} if parsed is None else parsed
         self.about = (ast.get_docstring(self.tree) or "").split("\n\n")[0]
         self.classes = {node.name: node for node in self.tree.body if isinstance(node, ast.ClassDef)}
         assigned = [(node.targets[0], node.value) for node in self.tree.body if isinstance(node, ast.Assign)]
         self.aliases = {target.id: value for target, value in assigned if isinstance(target, ast.Name)}
 
+    def at(self, path: pathlib.Path) -> _File:
+        """Another file, parsed once however many name it."""
+        if path not in self.parsed:
+            self.parsed[path] = _File(path, self.root, self.parsed)
+        return self.parsed[path]
+
     def find(self, annotation: ast.expr) -> tuple[_File, str]:
         """(file, name) where `Share`, or `editor.Identify` of an imported module, is defined; this file if it is none of the package's."""
         if isinstance(annotation, ast.Attribute) and isinstance(annotation.value, ast.Name):
             path = self._imported(annotation.value.id)
-            return (_File(path, self.root), annotation.attr) if path else (self, "")
+            return (self.at(path), annotation.attr) if path else (self, "")
         name = annotation.id if isinstance(annotation, ast.Name) else ""
         path = self._imported(name, inside=True)
-        return (_File(path, self.root), name) if path else (self, name)
+        return (self.at(path), name) if path else (self, name)
 
     def _imported(self, name: str, *, inside: bool = False) -> pathlib.Path | None:
         """The file of the imported module `name` (`inside`: of the module that it was imported from)."""

@@ -92,10 +92,13 @@ def mfu(flops: float | None, seconds: float, matrix_rate: float | None) -> float
     return flops / seconds / matrix_rate if flops and matrix_rate and seconds > 0 else None
 
 
-def matrix_rate(*, size: int = 2048, dtype: str = "float32", repeats: int = 5) -> float:
-    """FLOP/s of a `size` x `size` matrix product on the default device, measured now: the best of `repeats`."""
+def matrix_rate(*, size: int = 2048, dtype: str = "float32", repeats: int = 5, compiler_options: Mapping[str, str | bool] | None = None) -> float:
+    """FLOP/s of a `size` x `size` matrix product on the default device, measured now: the best of `repeats`.
+
+    Compile it with the options of what it is compared with.
+    """
     a = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul).lower(a, a).compile()
+    product = jax.jit(jnp.matmul).lower(a, a).compile(compiler_options=dict(compiler_options or {}))
     return 2.0 * size**3 / min(_seconds(lambda: product(a, a), repeats=repeats, warmup=1))
 
 

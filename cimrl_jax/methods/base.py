@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from cimrl_jax.counterfactual import attribution, reference
-from cimrl_jax.losses import cross_entropy, masked_mean
+from cimrl_jax.losses import cross_correlation, cross_entropy, masked_mean, relative_difficulty, squared_cosine
 from cimrl_jax.types import Batch, Hyper, Metrics, Model, Outputs, Params, Population, Rows, Slots, SlotSpec, Spec
 
 
@@ -53,6 +53,40 @@ def read_bias(head: Params, code: Float[Array, "b d"], present: Bool[Array, " b"
 
 
 MixAt = Literal["codes", "slots"]
+
+
+Ortho = Literal["cosine", "correlation"]
+
+
+def disentangle(
+    hyper: Hyper,
+    out: Outputs,
+    heads: dict[str, Float[Array, "b c"]],
+    batch: Batch,
+    weight: Float[Array, " b"],
+    *,
+    ortho: Ortho = "cosine",
+    error_weight: bool = False,
+) -> Float[Array, ""]:
+    """CIMRL's modality disentanglement, by the weights alpha, beta, gamma and lam (methods/cimrl.py).
+
+    `heads` are the modality heads' logits, detached from the encoders or not.
+    """
+    modalities = sorted(batch.present)
+    per_head = {m: cross_entropy(heads[m], batch.label) for m in modalities}
+    if error_weight:
+        biased = jnp.mean(jnp.stack(list(per_head.values())), axis=0)
+        weight = weight * relative_difficulty(biased, cross_entropy(out.logits, batch.label))
+    total = hyper["beta"] * masked_mean(cross_entropy(out.heads["shared"], batch.label), weight)
+    total += hyper["gamma"] * masked_mean(cross_entropy(out.heads["combined"], batch.label), weight)
+    for m in modalities:
+        here = batch.weight * batch.present[m]
+        total += hyper["alpha"] * masked_mean(per_head[m], weight * batch.present[m])
+        if ortho == "cosine":
+            total += hyper["lam"] * masked_mean(squared_cosine(out.codes[m], out.codes["shared"]), here)
+        else:
+            total += hyper["lam"] * cross_correlation(out.codes[m], out.codes["shared"], here)
+    return total
 
 
 def mix(

@@ -24,15 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from cimrl_jax.counterfactual import attribution, editor, reference, refit
-from cimrl_jax.losses import (
-    cross_correlation,
-    cross_entropy,
-    info_nce,
-    kl_divergence,
-    masked_mean,
-    relative_difficulty,
-    squared_cosine,
-)
+from cimrl_jax.losses import cross_entropy, info_nce, kl_divergence, masked_mean
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
 from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Outputs, Params, Slots, Spec, Stage, Told
@@ -60,7 +52,7 @@ class Options:
     """Within L_MD: weight of the combined head's cross entropy (it is also L_CE's; 0 avoids counting it twice)."""
     lam: float = 0.1
     """Within L_MD: weight of the orthogonality of modality codes and shared code."""
-    ortho: Literal["cosine", "correlation"] = "cosine"
+    ortho: base.Ortho = "cosine"
     """Orthogonality by the squared cosine per example, or by the batch's cross-correlation."""
     detach_heads: bool = True
     """Whether the modality heads' losses stop before the encoders (on biased data they would teach them the shortcut)."""
@@ -144,7 +136,7 @@ def build(options: Options) -> Method:
         l_ci = masked_mean(
             info_nce(original.codes["projection"], perturbed.codes["projection"], temperature=hyper["tau"], weight=batch.weight), batch.weight
         )
-        l_md = _disentangle(options, hyper, original, heads, batch, weight)
+        l_md = base.disentangle(hyper, original, heads, batch, weight, ortho=options.ortho, error_weight=options.error_weight)
         ramp = (state["step"] >= hyper["warmup"] * state["steps"]).astype(jnp.float32)
         l_if = _intervene(options, hyper, original, edited, batch, weight)
         total = hyper["w_ce"] * l_ce + hyper["w_ci"] * l_ci + hyper["w_md"] * l_md + ramp * hyper["w_if"] * l_if + learned
@@ -202,25 +194,6 @@ def model_classes(params: Params) -> int:
 def _conflict_weight(edit: editor.Edit, batch: Batch, size: Float[Array, ""]) -> Float[Array, " b"]:
     misread = [1.0 - jnp.take_along_axis(p, batch.label[:, None], axis=-1)[:, 0] for p in edit.reading.values()]
     return jax.lax.stop_gradient(1.0 + (size - 1.0) * sum(misread) / len(misread))
-
-
-def _disentangle(options: Options, hyper: Hyper, out: Outputs, heads: dict[str, Array], batch: Batch, weight: Array) -> Array:
-    """L_MD (METHODS 1.2); `heads` are the modality heads' logits, detached from the encoders or not."""
-    modalities = sorted(batch.present)
-    per_head = {m: cross_entropy(heads[m], batch.label) for m in modalities}
-    if options.error_weight:
-        biased = jnp.mean(jnp.stack(list(per_head.values())), axis=0)
-        weight = weight * relative_difficulty(biased, cross_entropy(out.logits, batch.label))
-    total = hyper["beta"] * masked_mean(cross_entropy(out.heads["shared"], batch.label), weight)
-    total += hyper["gamma"] * masked_mean(cross_entropy(out.heads["combined"], batch.label), weight)
-    for m in modalities:
-        here = batch.weight * batch.present[m]
-        total += hyper["alpha"] * masked_mean(per_head[m], weight * batch.present[m])
-        if options.ortho == "cosine":
-            total += hyper["lam"] * masked_mean(squared_cosine(out.codes[m], out.codes["shared"]), here)
-        else:
-            total += hyper["lam"] * cross_correlation(out.codes[m], out.codes["shared"], here)
-    return total
 
 
 def _intervene(options: Options, hyper: Hyper, original: Outputs, edited: Outputs, batch: Batch, weight: Array) -> Array:

@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from cimrl_jax.counterfactual import attribution, core, effects, experts, quality, reference, scores
 from cimrl_jax.errors import UserError
-from cimrl_jax.losses import cross_entropy, entropy, generalized_cross_entropy, kl_divergence, masked_mean, relative_difficulty
+from cimrl_jax.losses import cross_entropy, entropy, generalized_cross_entropy, info_nce, kl_divergence, masked_mean, relative_difficulty
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
 from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Slots, Spec, Stage
@@ -100,6 +100,13 @@ class Options:
     """Share of training examples whose core is drawn from outside it: an experiment on the filter."""
     reference_q: Annotated[float, Range(above=0, high=1)] = 0.7
     """With scores=reference: exponent of the references' generalised cross entropy."""
+    cimrl: bool = False
+    """Whether the experts learn under CIMRL's losses too, with its own weights: contrastive invariance of an example and its core alone,
+    disentanglement of the codes, and intervention: the joint expert on the core alone, as far as its quality says."""
+
+
+CIMRL = {"w_ci": 0.1, "w_md": 0.5, "w_if": 1.0, "tau": 0.1, "alpha": 1.0, "beta": 0.5, "gamma": 0.0, "lam": 0.1, "mu": 1.0, "nu": 1.0}
+"""The defaults of method cimrl."""
 
 
 class View(NamedTuple):
@@ -127,6 +134,18 @@ def together(model: Model, params: Params, key: Key[Array, ""] | None, *views: M
     """The codes of several versions of the batch, in one pass over `[b, v, ...]`: b, which may be spread over devices, stays the first axis there."""
     codes = model.encode(params["model"], jax.tree.map(lambda *own: jnp.stack(own, axis=1), *views), key)
     return {name: jnp.moveaxis(code, 1, 0) for name, code in codes.items()}
+
+
+def under_cimrl(
+    model: Model, params: Params, codes: Mapping[str, Float[Array, "3 b d"]], joint: Float[Array, "3 b c"], trust: Float[Array, " b"], batch: Batch
+) -> Float[Array, ""]:
+    """CIMRL's losses (methods/cimrl.py) of x and the joint expert, with x^s for the perturbed view and the counterfactual."""
+    original, alone = (model.decide(params["model"], {name: code[i] for name, code in codes.items()}) for i in (0, 2))
+    heads = model.decide(params["model"], jax.lax.stop_gradient({name: code[0] for name, code in codes.items()})).heads
+    near = info_nce(original.codes["projection"], alone.codes["projection"], temperature=CIMRL["tau"], weight=batch.weight)
+    l_if = CIMRL["mu"] * kl_divergence(joint[2], joint[0]) + CIMRL["nu"] * cross_entropy(joint[2], batch.label)
+    l_ci, l_if = (masked_mean(trust * own, batch.weight) for own in (near, l_if))
+    return CIMRL["w_ci"] * l_ci + CIMRL["w_md"] * base.disentangle(CIMRL, original, heads, batch, batch.weight) + CIMRL["w_if"] * l_if
 
 
 def build(options: Options) -> Method:
@@ -305,6 +324,9 @@ def build(options: Options) -> Method:
         more = {"l_te": l_te, "l_bias": l_bias, "l_core": l_core, "l_context": l_context, "l_mix": l_mix, "constant": constant, "scale": scale[-1]}
         more |= {f"quality_{m}": masked_mean(seen.quality[m], weight * batch.present[m]) for m in names}
         more |= {f"gate_{experts.name(chosen)}": masked_mean(gates.weights[:, e], weight) for e, chosen in enumerate(sets)}
+        if options.cimrl:
+            more["l_cimrl"] = under_cimrl(model, params, codes, seen.logits[:, :, -1], counted / len(names), batch)
+            total += more["l_cimrl"]
         if options.spoil:
             more["quality_auroc"] = quality.told_apart(jnp.asarray(sum(seen.quality.values())), ~spoilt, weight)
         if options.scores == "attention":

@@ -1,8 +1,8 @@
-"""What each part of causal mediation is worth: scores, filter, router's objective, fusion, and CIMRL's identification in the masks' place.
+"""What each part of causal mediation is worth: scores, filter, router's objective, fusion, CIMRL's identification and losses.
 
 Command:   python -m cimrl_jax.main study --config configs/studies/mediation.py
            On another data set: --base.config configs/digits.py; only some: --only whole,spoilt,spoilt_unfiltered
-Cost:      15 runs of ERM, mediation_moe and the ceiling x 5 seeds x 300 steps
+Cost:      17 runs of ERM, mediation_moe and the ceiling x 5 seeds x 300 steps
 Result:    not yet measured as one run; what is known of single ones is in docs/MEDIATION.md
 """
 
@@ -17,7 +17,9 @@ study = {
     "runs": {
         "whole": {},
         # CIMRL's biased reference tells which slots carry the shortcut; the core is what the joint expert rests on beside them.
-        "with_cimrl": mediation(scores="reference"),
+        "identification_of_cimrl": mediation(scores="reference"),
+        "losses_of_cimrl": mediation(cimrl=True),
+        "with_cimrl": mediation(scores="reference", cimrl=True),
         **{f"scores_{kind}": mediation(scores=kind) for kind in SCORES},
         "spoilt": mediation(spoil=0.25),
         "spoilt_unfiltered": mediation(spoil=0.25, filter=False),
@@ -30,5 +32,5 @@ study = {
         "fusion_sum": mediation(fusion="sum"),
         "fusion_hm": mediation(fusion="hm"),
     },
-    "table": ["whole", "with_cimrl", "spoilt", "spoilt_unfiltered", "unfiltered"],
+    "table": ["whole", "identification_of_cimrl", "losses_of_cimrl", "with_cimrl", "spoilt", "spoilt_unfiltered", "unfiltered"],
 }

@@ -13,7 +13,7 @@ import scipy.special
 
 from cimrl_jax.counterfactual import experts
 from cimrl_jax.errors import UserError
-from cimrl_jax.methods import mediation_moe
+from cimrl_jax.methods import cimrl, mediation_moe
 from tests import tiny
 
 CLASSES, ROWS = 3, 8
@@ -246,6 +246,40 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, changes, message
         options = {**options, "external": write(tmp_path, **changes)}
     with pytest.raises(UserError, match=message):
         tiny.method("mediation_moe", **options).init(jax.random.key(0), spec())
+
+
+# Under CIMRL's losses.
+
+
+def test_cimrls_weights_are_its_own():
+    defaults = dataclasses.asdict(cimrl.Options())
+    assert {name: defaults[name] for name in mediation_moe.CIMRL} == mediation_moe.CIMRL
+
+
+def test_cimrls_losses_are_added_and_need_counterfactuals_but_for_the_disentanglement():
+    found = {}
+    for step in (0.0, 100.0):
+        for on in (False, True):
+            options, state, hyper, params, batch = make_case(**({"cimrl": True} if on else {}))
+            found[step, on] = evaluate(options, {**state, "step": jnp.asarray(step)}, hyper, params, batch, blank=0.0)
+        added = found[step, True][0] - found[step, False][0]
+        assert added == pytest.approx(float(found[step, True][2]["l_cimrl"]), abs=1e-5)
+    codes = seen(params, batch)[1]
+    heads = MODEL.decide(params["model"], codes).heads
+    disentangled = 0.5 * np.average(_nll(heads["shared"], batch), weights=WEIGHT)
+    for m, here in batch.present.items():
+        share = WEIGHT * np.asarray(here)
+        a, b = (np.asarray(codes[name]) for name in (m, "shared"))
+        cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-9)
+        disentangled += np.average(_nll(heads[m], batch), weights=share) + 0.1 * np.average(cosine**2, weights=share)
+    assert float(found[0.0, True][2]["l_cimrl"]) == pytest.approx(0.5 * disentangled, rel=1e-4)
+    gradients = [np.asarray(found[100.0, on][3]["method"]["experts"]["kernel"]) for on in (False, True)]
+    moved = np.abs(gradients[0] - gradients[1]).reshape(len(SETS), -1).max(1)
+    assert moved[-1] > 1e-4 and (moved[:-1] < 1e-6).all()  # the joint expert alone
+
+
+def _nll(logits, batch):
+    return -scipy.special.log_softmax(np.asarray(logits), axis=1)[np.arange(ROWS), np.asarray(batch.label)]
 
 
 # The filter.
