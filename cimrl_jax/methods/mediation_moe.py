@@ -140,12 +140,13 @@ def under_cimrl(
     model: Model, params: Params, codes: Mapping[str, Float[Array, "3 b d"]], joint: Float[Array, "3 b c"], trust: Float[Array, " b"], batch: Batch
 ) -> Float[Array, ""]:
     """CIMRL's losses (methods/cimrl.py) of x and the joint expert, with x^s for the perturbed view and the counterfactual."""
+    hyper = {name: jnp.float32(weight) for name, weight in CIMRL.items()}
     original, alone = (model.decide(params["model"], {name: code[i] for name, code in codes.items()}) for i in (0, 2))
     heads = model.decide(params["model"], jax.lax.stop_gradient({name: code[0] for name, code in codes.items()})).heads
-    near = info_nce(original.codes["projection"], alone.codes["projection"], temperature=CIMRL["tau"], weight=batch.weight)
-    l_if = CIMRL["mu"] * kl_divergence(joint[2], joint[0]) + CIMRL["nu"] * cross_entropy(joint[2], batch.label)
-    l_ci, l_if = (masked_mean(trust * own, batch.weight) for own in (near, l_if))
-    return CIMRL["w_ci"] * l_ci + CIMRL["w_md"] * base.disentangle(CIMRL, original, heads, batch, batch.weight) + CIMRL["w_if"] * l_if
+    near = info_nce(original.codes["projection"], alone.codes["projection"], temperature=hyper["tau"], weight=batch.weight)
+    far = hyper["mu"] * kl_divergence(joint[2], joint[0]) + hyper["nu"] * cross_entropy(joint[2], batch.label)
+    l_ci, l_if = (masked_mean(trust * own, batch.weight) for own in (near, far))
+    return hyper["w_ci"] * l_ci + hyper["w_md"] * base.disentangle(hyper, original, heads, batch, batch.weight) + hyper["w_if"] * l_if
 
 
 def build(options: Options) -> Method:
@@ -325,7 +326,7 @@ def build(options: Options) -> Method:
         more |= {f"quality_{m}": masked_mean(seen.quality[m], weight * batch.present[m]) for m in names}
         more |= {f"gate_{experts.name(chosen)}": masked_mean(gates.weights[:, e], weight) for e, chosen in enumerate(sets)}
         if options.cimrl:
-            more["l_cimrl"] = under_cimrl(model, params, codes, seen.logits[:, :, -1], counted / len(names), batch)
+            more["l_cimrl"] = under_cimrl(model, params, codes, seen.logits[:, :, -1], jnp.asarray(counted) / len(names), batch)
             total += more["l_cimrl"]
         if options.spoil:
             more["quality_auroc"] = quality.told_apart(jnp.asarray(sum(seen.quality.values())), ~spoilt, weight)
