@@ -87,8 +87,9 @@ BASE = Size(224, 16, 64, 768, 12, 12, "bfloat16", "cudnn", (512, 384, 256, 192, 
 SMALL = Size(16, 8, 6, 16, 1, 2, "bfloat16", "auto", (8,), vocabulary=20, rounds=2, steps=1, matrix=128)
 MEMBERS, SMALL_MEMBERS = (1, 8, 64, 256), (1, 2)
 NEEDED = {
-    "steps": [f"gpu/{method}/{what}" for method in METHODS for what in ("mfu", "cudnn", "kernels")] + ["gpu/matrix_rate", "gpu/input"],
-    "members": [f"gpu/members/{count}" for count in MEMBERS],
+    "steps": [f"gpu/{method}/{what}" for method in METHODS for what in ("mfu", "types", "donation", "cudnn", "kernels")]
+    + ["gpu/matrix_rate", "gpu/input"],
+    "members": [f"gpu/members/{count}/{method}" for count in MEMBERS for method in ("erm", "cimrl")],
     "twin": ["gpu/twin/cimrl/compiled", "gpu/twin/erm/compiled"],
 }
 """What only a GPU can tell."""
@@ -373,7 +374,7 @@ def members(counts: Sequence[int], prefix: str, *, gpu: bool) -> Iterator[dict[s
         twin = importlib.import_module("torch_twin")
     except ImportError as error:
         for count in counts:
-            yield {"name": f"{prefix}/members/{count}", "unmeasured": f"torch_twin.py cannot be imported: {error}"}
+            yield {"name": f"{prefix}/members/{count}/cimrl", "unmeasured": f"torch_twin.py cannot be imported: {error}"}
         return
     shape = {"dim": 48, "heads": 4, "depth": 2, "text_depth": 1, "image": 28, "patch": 7, "words": 10, "vocabulary": 100, "mlp_ratio": 2.0}
     size = twin.Size("small", batch=64 if gpu else 8, **shape)
