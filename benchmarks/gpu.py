@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -86,10 +87,11 @@ class Size:
 BASE = Size(224, 16, 64, 768, 12, 12, "bfloat16", "cudnn", (512, 384, 256, 192, 128, 96, 64, 32))
 SMALL = Size(16, 8, 6, 16, 1, 2, "bfloat16", "auto", (8,), vocabulary=20, rounds=2, steps=1, matrix=128)
 MEMBERS, SMALL_MEMBERS = (1, 8, 64, 256), (1, 2)
+METHODS_OF_MEMBERS = ("erm", "cimrl")
 NEEDED = {
     "steps": [f"gpu/{method}/{what}" for method in METHODS for what in ("mfu", "types", "donation", "cudnn", "kernels")]
     + ["gpu/matrix_rate", "gpu/input"],
-    "members": [f"gpu/members/{count}/{method}" for count in MEMBERS for method in ("erm", "cimrl")],
+    "members": [f"gpu/members/{count}/{method}" for count in MEMBERS for method in METHODS_OF_MEMBERS],
     "twin": ["gpu/twin/cimrl/compiled", "gpu/twin/erm/compiled"],
 }
 """What only a GPU can tell."""
@@ -373,13 +375,23 @@ def members(counts: Sequence[int], prefix: str, *, gpu: bool) -> Iterator[dict[s
     try:
         twin = importlib.import_module("torch_twin")
     except ImportError as error:
-        for count in counts:
-            yield {"name": f"{prefix}/members/{count}/cimrl", "unmeasured": f"torch_twin.py cannot be imported: {error}"}
+        for count, method in itertools.product(counts, METHODS_OF_MEMBERS):
+            yield {"name": f"{prefix}/members/{count}/{method}", "unmeasured": f"torch_twin.py cannot be imported: {error}"}
         return
-    shape = {"dim": 48, "heads": 4, "depth": 2, "text_depth": 1, "image": 28, "patch": 7, "words": 10, "vocabulary": 100, "mlp_ratio": 2.0}
+    shape = {
+        "dim": 48,
+        "heads": 4,
+        "depth": 2 if gpu else 1,
+        "text_depth": 1,
+        "image": 28,
+        "patch": 7,
+        "words": 10,
+        "vocabulary": 100,
+        "mlp_ratio": 2.0,
+    }
     size = twin.Size("small", batch=64 if gpu else 8, **shape)
     rounds, looped = (5, 20) if gpu else (2, 1)
-    for method in ("erm", "cimrl"):
+    for method in METHODS_OF_MEMBERS:
         one = twin._twin_call(method, size, "cuda" if gpu else "cpu", compiled=False)
         torch_times = [one(looped) for _ in range(rounds + 1)][1:]
         batch = next(twin.batches(size))

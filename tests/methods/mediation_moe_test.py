@@ -278,6 +278,29 @@ def test_cimrls_losses_are_added_and_need_counterfactuals_but_for_the_disentangl
     assert moved[-1] > 1e-4 and (moved[:-1] < 1e-6).all()  # the joint expert alone
 
 
+def test_cimrls_contrast_and_intervention_are_the_equations():
+    batch, params = make_case()[-1], {"model": MODEL.init(jax.random.key(0))}
+    draw = np.random.default_rng(0)
+    codes = {name: draw.normal(size=(3, *code.shape)).astype(np.float32) for name, code in seen(params, batch)[1].items()}
+    joint = draw.normal(size=(3, ROWS, CLASSES)).astype(np.float32)
+
+    def terms(trust):
+        found = mediation_moe.under_cimrl(MODEL, params, jax.tree.map(jnp.asarray, codes), jnp.asarray(joint), jnp.asarray(trust), batch)
+        return float(found)
+
+    x, alone = (np.asarray(MODEL.decide(params["model"], {name: code[i] for name, code in codes.items()}).codes["projection"]) for i in (0, 2))
+    x, alone = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, alone))
+    rows = np.zeros(ROWS)
+    for i in range(ROWS):
+        near = np.exp(x[i] @ alone[i] / 0.1)
+        rest = sum(np.exp(x[i] @ x[j] / 0.1) for j in range(ROWS) if j != i and WEIGHT[j] > 0)
+        rows[i] = -np.log(near / (near + rest))
+    p, q = (scipy.special.log_softmax(joint[i], axis=1) for i in (2, 0))
+    rows = 0.1 * rows + (np.exp(p) * (p - q)).sum(1) + _nll(joint[2], batch)
+    trust = draw.uniform(size=ROWS).astype(np.float32)
+    assert terms(trust) - terms(0 * trust) == pytest.approx(np.average(trust * rows, weights=WEIGHT), rel=1e-4)
+
+
 def _nll(logits, batch):
     return -scipy.special.log_softmax(np.asarray(logits), axis=1)[np.arange(ROWS), np.asarray(batch.label)]
 
