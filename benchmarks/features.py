@@ -21,16 +21,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from cimrl_jax.assembly import assemble
 from cimrl_jax.config import Config, load
 from cimrl_jax.errors import UserError
 from cimrl_jax.main import parse, split
-from cimrl_jax.nn.model import bound
 from cimrl_jax.report.results import environment
-from cimrl_jax.train import compiler, loop
-from cimrl_jax.train import step as fused
+from cimrl_jax.train import loop
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROUNDS = 4
@@ -61,24 +58,15 @@ def frozen(config: Config) -> list[str]:
 def ready(program: loop.Program, steps: int) -> Side:
     """Compiles a chunk of the first stage and feeds it."""
     program = dataclasses.replace(program, chunk=steps)
-    feed, optimizer = program.feed(), program.stage_optimizer(0)
-    state = fused.init_member(0, program.hyper[0], model=program.model, method=program.method, spec=program.spec, optimizer=optimizer)
-
-    def chunk(states: Any, data: Any, count: Any, held: Any) -> Any:
-        model = bound(program.model, held)
-        step = fused.make_step(model, program.method.stages[0], optimizer, augment=program.augment)
-        prepare = fused.make_prepare(model, *feed.leaders, augment=program.augment)
-        return fused.make_chunk(step, fused.resident if feed.resident else fused.streamed, prepare=prepare)(states, data, count)
-
-    states, held, done = jax.tree.map(lambda x: x[None], state), jax.device_put(program.model.held), 0
+    feed, states, done = program.feed(), loop.fresh(program), 0
     began = time.perf_counter()
-    compiled = jax.jit(chunk, donate_argnums=0).lower(states, feed(0, steps), jnp.int32(steps), held).compile(compiler_options=compiler.options())
+    chunk = loop.compile_chunk(program, 0, states, feed)
     seconds = time.perf_counter() - began
 
     def run() -> float:
         nonlocal states, done
         began = time.perf_counter()
-        states, metrics = compiled(states, feed(done, steps), jnp.int32(steps), held)
+        states, metrics = chunk.run(states, feed(done, steps), steps)
         jax.block_until_ready((states, metrics))
         done += steps
         return steps / (time.perf_counter() - began)

@@ -27,7 +27,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cimrl_jax.assembly import assemble
@@ -35,10 +34,8 @@ from cimrl_jax.config import load
 from cimrl_jax.data import listing, pipeline, prepared
 from cimrl_jax.data.source import Dataset, Source
 from cimrl_jax.errors import UserError
-from cimrl_jax.nn.model import bound
 from cimrl_jax.report.results import environment
-from cimrl_jax.train import compiler, loop
-from cimrl_jax.train import step as fused
+from cimrl_jax.train import loop
 from cimrl_jax.train.feed import Feed
 from cimrl_jax.train.mesh import make_mesh
 
@@ -170,23 +167,14 @@ def of_digits() -> Iterator[dict[str, Any]]:
 def waiting(program: loop.Program, resident: Any) -> dict[str, Any]:
     """One member's first stage, fed as the training loop feeds it."""
     program = dataclasses.replace(program, resident=resident)
-    feed, optimizer, chunk = program.feed(), program.stage_optimizer(0), program.chunk
-    state = fused.init_member(0, program.hyper[0], model=program.model, method=program.method, spec=program.spec, optimizer=optimizer)
-
-    def steps(states: Any, data: Any, count: Any, held: Any) -> Any:
-        model = bound(program.model, held)
-        step = fused.make_step(model, program.method.stages[0], optimizer, augment=program.augment)
-        prepare = fused.make_prepare(model, *feed.leaders, augment=program.augment)
-        return fused.make_chunk(step, fused.resident if feed.resident else fused.streamed, prepare=prepare)(states, data, count)
-
-    states, held = jax.tree.map(lambda x: x[None], state), jax.device_put(program.model.held)
-    compiled = jax.jit(steps, donate_argnums=0).lower(states, feed(0, chunk), jnp.int32(chunk), held).compile(compiler_options=compiler.options())
+    feed, states, chunk = program.feed(), loop.fresh(program), program.chunk
+    compiled = loop.compile_chunk(program, 0, states, feed)
     waited, whole = [], []
     for number in range(CHUNKS + 2):
         began = time.perf_counter()
         data = feed(number * chunk, chunk)
         waited.append(time.perf_counter() - began)
-        states, metrics = compiled(states, data, jnp.int32(chunk), held)
+        states, metrics = compiled.run(states, data, chunk)
         del data
         feed.prepare((number + 1) * chunk, chunk)
         jax.device_get(metrics)

@@ -44,11 +44,9 @@ from cimrl_jax.config import Config, load
 from cimrl_jax.data.pipeline import cores
 from cimrl_jax.errors import UserError
 from cimrl_jax.evaluate import efficiency
-from cimrl_jax.nn.model import bound
 from cimrl_jax.report.results import environment
 from cimrl_jax.train import compiler, loop
 from cimrl_jax.train import step as fused
-from cimrl_jax.train.mesh import place, sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 MEMBERS = (1, 4, 16, 64)
@@ -208,7 +206,7 @@ class Side(NamedTuple):
     run: Callable[[int], tuple[float, float]]
     """Steps -> seconds of one, by the clock and of the processor."""
     peak: float | None
-    """Bytes, as compiled."""
+    """Bytes: what is compiled, as often as it runs at a time, and the states of the members that wait."""
     state: int
     """Bytes of all members' states."""
     flops: float | None
@@ -217,31 +215,23 @@ class Side(NamedTuple):
 
 def ready(program: loop.Program) -> Side:
     """Compiles the first stage's chunk as the training loop does."""
-    feed, optimizer, chunk = program.feed(), program.stage_optimizer(0), program.chunk
-    states = loop._fresh(program, ())["state"]
-
-    def run_chunk(states: Any, data: Any, count: Any, held: Any) -> Any:
-        model = bound(program.model, held)
-        step = fused.make_step(model, program.method.stages[0], optimizer, augment=program.augment)
-        prepare = fused.make_prepare(model, *feed.leaders, augment=program.augment, together=program.together)
-        fetch = fused.resident if feed.resident else fused.streamed
-        return fused.make_chunk(step, fetch, together=program.together, prepare=prepare)(states, data, count)
-
-    where, everywhere = sharding(program.mesh, "member"), sharding(program.mesh)
-    held, data = place(program.model.held, everywhere), feed(0, chunk)
-    lowered = jax.jit(run_chunk, donate_argnums=0, out_shardings=(where, everywhere)).lower(states, data, jnp.int32(1), held)
-    compiled = lowered.compile(compiler_options=compiler.options())
+    feed, states = program.feed(), loop.fresh(program)
+    chunk, data = loop.compile_chunk(program, 0, states, feed), feed(0, program.chunk)
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(states) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
 
     def run(steps: int) -> tuple[float, float]:
         nonlocal states
         began, worked = time.perf_counter(), time.process_time()
-        states, metrics = compiled(states, data, jnp.int32(steps), held)
+        states, metrics = chunk.run(states, data, steps)
         jax.block_until_ready((states, metrics))
         return (time.perf_counter() - began) / steps, (time.process_time() - worked) / steps
 
-    cost = efficiency.cost(compiled)  # XLA counts a loop's body once
-    return Side(run, cost["peak_bytes"], state, cost["flops"])
+    cost = efficiency.cost(chunk.executable)  # XLA counts a loop's body once
+    members, of_one = program.members, state // program.members
+    if not chunk.apart:
+        return Side(run, cost["peak_bytes"], state, cost["flops"])
+    peak = cost["peak_bytes"] and chunk.at_a_time * cost["peak_bytes"] + (members - chunk.at_a_time) * of_one
+    return Side(run, peak, state, cost["flops"] and members * cost["flops"])
 
 
 def members(name: str, config: Config, sizes: Sequence[int], rounds: int) -> Iterator[dict[str, Any]]:
@@ -251,8 +241,7 @@ def members(name: str, config: Config, sizes: Sequence[int], rounds: int) -> Ite
         (program,) = assemble(dataclasses.replace(config, seeds=tuple(range(size)))).programs
         sides[size] = ready(program)
     rate = efficiency.matrix_rate(compiler_options=compiler.options())
-    # About as long on every side.
-    times = [{size: side.run(max(1, 8 // size)) for size, side in sides.items()} for _ in range(rounds + 1)][1:]  # the first warms up
+    times = [{size: side.run(max(8, 64 // size)) for size, side in sides.items()} for _ in range(rounds + 1)][1:]  # the first warms up
     for size, side in sides.items():
         ratios = [own[size][0] / own[1][0] for own in times]
         yield {

@@ -118,7 +118,8 @@ class TrainConfig:
     """Whether this process joins others that run the same command, on one host or many, to train together: as the scheduler says (SLURM, Open MPI,
     TPU pods) or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. The workdir must be a folder that all of them see."""
     members_together: Annotated[int, Range(low=0)] = field(default=0, metadata=SAME_NUMBERS)
-    """Members (seeds and settings) that are vmapped at a time; the groups of them run one after the other. 0: all, or as many as fit the memory."""
+    """Members (seeds and settings) that are vmapped at a time; the groups of them run one after the other. 0: all, or as many as fit the memory;
+    on the CPU every member on its own, one to a core."""
     compile_cache: bool = field(default=True, metadata=SAME_NUMBERS)
     """Whether compiled programs are kept on disk, so that the next run starts in a second."""
 

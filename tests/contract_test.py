@@ -82,7 +82,8 @@ def spread(tmp_path_factory):
 @pytest.fixture(scope="module")
 def straight(assembly, name, spread, tmp_path_factory):
     """Three members, trained without a break in chunks of which some are shorter."""
-    program = dataclasses.replace(next(own for own in assembly.programs if own.name == name), together=0)  # all at once, as on an accelerator
+    program = next(own for own in assembly.programs if own.name == name)
+    program = dataclasses.replace(program, together=program.members)  # all at once, as on an accelerator
     folder, traces = tmp_path_factory.mktemp(name), {}
     counted, seen = watched(program)
     trained = tiny.train(counted, folder, when=WHEN, watch=lambda done: traces.update({done: len(seen)}))

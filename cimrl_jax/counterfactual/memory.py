@@ -97,7 +97,7 @@ def update_conflict(
     valid = jnp.repeat(slots.mask, width // element, axis=1).astype(jnp.float32)
     valid = valid / jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1.0)  # every example weighs the same
     mean = jnp.einsum("bk,bke->be", valid, elements)
-    square = jnp.einsum("bk,bke,bkf,b->ef", valid, elements, elements, weight)
+    square = jnp.einsum("bke,bkf->ef", (valid * weight[:, None])[..., None] * elements, elements)  # one product, not one an example
     own = (label[:, None] == jnp.arange(reading.shape[-1])) * weight[:, None]  # [b, c]
     total = jnp.einsum("by,bc,be->yce", own, reading, mean)
 

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from cimrl_jax.data import pipeline
 from cimrl_jax.data.source import Source
 from cimrl_jax.errors import UserError
-from cimrl_jax.train.mesh import place, sharding
+from cimrl_jax.train.mesh import member, place, sharding
 from cimrl_jax.types import Batch, Population, Rows
 
 RESIDENT_BYTES = 2 << 30
@@ -89,6 +89,13 @@ class Feed:
         data = self._ready[1].result()
         self._ready = None  # or the chunk would take room as long as it is trained on
         return data
+
+    def member(self, data: Any, i: int) -> Any:
+        """Member i's part of it, as the data of one member."""
+        if not self.resident:
+            return member(data, i, axis=1)
+        columns, rows = data
+        return columns, member(rows, i, axis=1)
 
     def prepare(self, first: int, count: int) -> None:
         """Begins to make the data of these steps ready, in the background: while the device computes, the next chunk is read and sent to it."""

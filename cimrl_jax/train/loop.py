@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from cimrl_jax.data.pipeline import cores
 from cimrl_jax.data.source import Source
 from cimrl_jax.files import write_whole
 from cimrl_jax.nn.model import bound
@@ -25,7 +27,7 @@ from cimrl_jax.train import compiler
 from cimrl_jax.train import step as fused
 from cimrl_jax.train.checkpoint import Checkpoints
 from cimrl_jax.train.feed import Feed
-from cimrl_jax.train.mesh import agreed, any_of, first, free_bytes, gathered, place, sharding
+from cimrl_jax.train.mesh import agreed, any_of, first, free_bytes, gathered, member, members, place, sharding
 from cimrl_jax.train.optimizer import MakeOptimizer
 from cimrl_jax.types import Method, Model, Spec, Told, TrainState
 
@@ -57,7 +59,7 @@ class Program:
     augment: bool
     resident: Literal["auto", "yes", "no"]
     together: int = 0
-    """Members vmapped at a time; 0: all."""
+    """Members vmapped at a time; 0: as is best on this backend."""
     label: str = ""
     """What the results call it: programs that differ in a sweep's settings share it."""
     settings: tuple[Mapping[str, Any], ...] = ()
@@ -170,15 +172,15 @@ def _carry(state: Any, rules: tuple[str, ...]) -> dict[str, Any]:
     return {"state": state, "best": {rule: jax.tree.map(jnp.copy, best) for rule in rules}}
 
 
-def _fresh(program: Program, rules: tuple[str, ...]) -> dict[str, Any]:
+def fresh(program: Program) -> TrainState:
+    """Every member's state before the first step `[s]`."""
     # Member by member and not under one jit: the model's init is compiled once and serves all members and methods.
     members = [_member(program)(seed, own) for seed, own in zip(program.seeds, program.hyper, strict=True)]
-    state = jax.tree.map(lambda *parts: jnp.stack(parts), *members)
-    return place(_carry(state, rules), sharding(program.mesh, "member"))
+    return place(jax.tree.map(lambda *parts: jnp.stack(parts), *members), sharding(program.mesh, "member"))
 
 
 def _like(program: Program, rules: tuple[str, ...]) -> dict[str, Any]:
-    """The shapes, types and shardings of `_fresh`, without computing it."""
+    """The shapes, types and shardings of what training begins with, without computing it."""
 
     def everything() -> dict[str, Any]:
         member = jax.vmap(_member(program))
@@ -194,7 +196,7 @@ def _start(
 ) -> tuple[dict[str, Any], dict[str, float], int]:
     clock, done = {"seconds": 0.0, "compile_seconds": 0.0, "steps_timed": 0.0}, 0
     if checkpoints.latest is None:
-        carry = _fresh(program, rules)
+        carry = _carry(fresh(program), rules)
     else:
         done, carry, saved = checkpoints.restore(_like(program, rules))
         clock |= saved
@@ -215,7 +217,7 @@ def _run(
 ) -> dict[str, Any]:
     steps, ends, stages = program.spec.steps, program.boundaries(), program.method.stages
     select = jax.jit(_select, donate_argnums=0)
-    compiled, current = None, -1
+    chunk, current = None, -1
 
     def stop(done: int, stage: int) -> int:
         return min(ends[stage], *(_next(done, every, steps) for every in (program.chunk, plan.eval_every, plan.checkpoint_every)))
@@ -226,23 +228,24 @@ def _run(
             if stage != current:
                 began = time.perf_counter()
                 carry["state"] = _enter(program, plan, stage, carry["state"], feed, begins=done == [0, *ends][stage])
-                (compiled, together), current = _compile(program, stage, carry["state"], feed), stage
-                if together < program.members:
-                    bar.update(completed=done, members_at_a_time=together)
+                chunk, current = compile_chunk(program, stage, carry["state"], feed), stage
+                if chunk.at_a_time < program.members:
+                    bar.update(completed=done, members_at_a_time=chunk.at_a_time)
                 clock["compile_seconds"] += time.perf_counter() - began
-            assert compiled is not None
+            assert chunk is not None
             end = stop(done, stage)
             began = time.perf_counter()
-            carry["state"], metrics = compiled(carry["state"], feed(done, end - done), jnp.int32(end - done))
+            carry["state"], metrics = chunk.run(carry["state"], feed(done, end - done), end - done)
             if end < ends[stage]:
                 feed.prepare(end, stop(end, stage) - end)  # while the device computes
             figures = jax.device_get(metrics)
-            if end == steps and current < len(stages) - 1:  # a last stage without steps
-                current = len(stages) - 1
-                carry["state"] = jax.block_until_ready(_enter(program, plan, current, carry["state"], feed, begins=True))
             clock["seconds"] += time.perf_counter() - began
             clock["steps_timed"] += end - done
             done = end
+            if done == steps and current < len(stages) - 1:  # a last stage without steps
+                began, current = time.perf_counter(), len(stages) - 1
+                carry["state"] = jax.block_until_ready(_enter(program, plan, current, carry["state"], feed, begins=True))
+                clock["compile_seconds"] += time.perf_counter() - began
             rows = [_row(program, i, done, {name: value[i] for name, value in figures.items()}) for i in range(program.members)]
             if done == _next(done - 1, plan.eval_every, steps):
                 scores, validation = plan.score(carry["state"], done)
@@ -261,16 +264,30 @@ def _run(
     return carry
 
 
-def _compile(program: Program, stage: int, states: Any, feed: Feed) -> tuple[Callable[..., Any], int]:
-    """(the chunk of this stage, compiled ahead of time, its state donated; how many members are vmapped at a time).
+class Chunk(NamedTuple):
+    """Steps of one stage, compiled ahead of time."""
 
-    Unless the program says how many, all are, or as many as fit the memory that is free.
+    run: Callable[[TrainState, Any, int], tuple[TrainState, dict[str, Any]]]
+    """(states [s], what the feed says, steps) -> (states, metrics [s]). The given states are used up."""
+    at_a_time: int
+    """Members that are trained at the same time; the others wait for them."""
+    apart: bool
+    """Whether each is on its own: else those at a time are vmapped."""
+    executable: jax.stages.Compiled
+    """The program that all members go through, or, apart, each of them."""
+
+
+def compile_chunk(program: Program, stage: int, states: TrainState, feed: Feed) -> Chunk:
+    """The steps of a stage of all members, for states and data as these.
+
+    Unless the program says how many, all are vmapped, or as many as fit the memory that is free. On the CPU each is on its own, one to a core:
+    there it takes half of the time and less (benchmarks/NOTES.md).
     """
     # Metrics lie on every device, so that every process can read them.
     where, everywhere = sharding(program.mesh, "member"), sharding(program.mesh)
     held, free = place(program.model.held, everywhere), free_bytes(program.mesh.local_devices)
 
-    def build(together: int) -> Any:
+    def build(states: Any, data: Any, together: int) -> jax.stages.Compiled:
         def chunk(states: Any, data: Any, count: Any, held: Any) -> Any:
             model = bound(program.model, held)
             step = fused.make_step(model, program.method.stages[stage], program.stage_optimizer(stage), augment=program.augment)
@@ -278,18 +295,42 @@ def _compile(program: Program, stage: int, states: Any, feed: Feed) -> tuple[Cal
             fetch = fused.resident if feed.resident else fused.streamed
             return fused.make_chunk(step, fetch, together=together, prepare=prepare)(states, data, count)
 
-        lowered = jax.jit(chunk, donate_argnums=0, out_shardings=(where, everywhere)).lower(states, feed(0, 1), jnp.int32(1), held)
+        lowered = jax.jit(chunk, donate_argnums=0, out_shardings=(where, everywhere)).lower(states, data, jnp.int32(1), held)
         return lowered.compile(compiler_options=compiler.options())
 
+    if _apart(program):
+        executable = build(member(states, 0), feed.member(feed(0, 1), 0), 0)
+        at_once = min(cores(), program.members)
+
+        def one(states: Any, data: Any, count: int, i: int) -> Any:
+            return jax.block_until_ready(executable(member(states, i), feed.member(data, i), jnp.int32(count), held))
+
+        def each(states: Any, data: Any, count: int) -> Any:
+            pool = concurrent.futures.ThreadPoolExecutor(at_once, "member")
+            try:
+                done = list(pool.map(functools.partial(one, states, data, count), range(program.members)))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+            after, metrics = zip(*done, strict=True)
+            return place(members(after), where), members(metrics)
+
+        return Chunk(each, at_once, True, executable)
+
     together = min(program.together or program.members, program.members)
-    compiled = build(together if together < program.members else 0)
-    while not program.together and together > program.mesh.shape["member"] and _lacks(compiled, free):
+    executable = build(states, feed(0, 1), together if together < program.members else 0)
+    while not program.together and together > program.mesh.shape["member"] and _lacks(executable, free):
         together = -(-together // 2)
-        compiled = build(together)
-    return lambda states, data, count: compiled(states, data, count, held), together
+        executable = build(states, feed(0, 1), together)
+    return Chunk(lambda states, data, count: executable(states, data, jnp.int32(count), held), together, False, executable)
 
 
-def _lacks(compiled: Any, free: float | None) -> bool:
+def _apart(program: Program) -> bool:
+    """Whether members are trained on their own: on the CPU, unless they share what a frozen encoder says of their batches."""
+    alone = program.mesh.size == 1 and jax.process_count() == 1 and jax.default_backend() == "cpu"
+    return alone and not program.together and program.members > 1 and program.model.prepare is None
+
+
+def _lacks(compiled: jax.stages.Compiled, free: float | None) -> bool:
     """Whether what a program needs while it runs is more than is free, on any process's devices. Every process asks, since all must do the same."""
     memory = compiled.memory_analysis()
     return any_of(int(free is not None and memory is not None and memory.temp_size_in_bytes > free)) > 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -50,13 +50,33 @@ def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
 def place(tree: Any, where: NamedSharding) -> Any:
     """Arrays that every process holds whole, as global arrays."""
 
-    def one(x: ArrayLike) -> jax.Array:
-        if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-        x = np.asarray(x)
+    def one(x: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(x.shape, where, lambda part: x[part])
 
-    return jax.tree.map(one, tree)
+    return on_host(one, tree)
+
+
+def member(tree: Any, i: int, axis: int = 0) -> Any:
+    """Member i of arrays of members, as arrays of one: views, where they are on the CPU."""
+    part = (*(slice(None),) * axis, slice(i, i + 1))
+    return on_host(lambda x: x[part], tree)
+
+
+def members(trees: Sequence[Any]) -> Any:
+    """Arrays of members of those of one each: NumPy's (keys remain what they are)."""
+    return on_host(lambda *parts: np.concatenate(parts), *trees)
+
+
+def on_host(one: Callable[..., ArrayLike], *trees: Any) -> Any:
+    """`one` of the leaves as NumPy arrays, keys of random numbers through their numbers."""
+
+    def leaf(*parts: Any) -> Any:
+        first = parts[0]
+        if isinstance(first, jax.Array) and jnp.issubdtype(first.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(jnp.asarray(leaf(*map(jax.random.key_data, parts))), impl=jax.random.key_impl(first))
+        return one(*map(np.asarray, parts))
+
+    return jax.tree.map(leaf, *trees)
 
 
 def free_bytes(devices: Sequence[Any]) -> float | None:

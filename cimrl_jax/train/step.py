@@ -180,7 +180,8 @@ def make_chunk(
             states, metrics = one(carry[0], k)
             return states, jax.tree.map(jnp.add, carry[1], metrics)
 
-        states, totals = jax.lax.fori_loop(0, count, body, (states, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)))
+        first = jnp.zeros_like(count)  # a bare 0 would have a weak type, and the step would be traced once more
+        states, totals = jax.lax.fori_loop(first, count, body, (states, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)))
         return states, jax.tree.map(lambda x: x / jnp.maximum(count, 1), totals)
 
     return chunk

@@ -16,8 +16,7 @@ from tests import tiny
 
 def test_the_whole_grid_of_weights_is_one_program_compiled_once(tmp_path):
     (record,) = sweep.grid(tmp_path, small=True)
-    assert record["members"] == 8 and record["programs"] == 1 and record["compiles"] == 1
-    assert record["traces"] <= 2  # the shapes of the metrics are asked for before the loop
+    assert record["members"] == 8 and record["programs"] == 1 and record["compiles"] == 1 and record["traces"] == 1
     json.dumps(record)
 
 
@@ -37,7 +36,7 @@ def test_traces_and_compiles_are_counted():
                 return fused.make_chunk(step, fused.resident)(states, data, count)
 
             jax.jit(chunk).lower(states, data, jnp.int32(1)).compile()
-    assert counts["compiles"] == 2 and counts["traces"] in (2, 4)
+    assert counts["compiles"] == 2 and counts["traces"] == 2
 
 
 def test_a_config_s_length_is_reckoned_from_the_time_of_a_step():

@@ -89,8 +89,7 @@ def trained(own: loop.Program, steps: int = 2) -> tuple[Any, Any]:
     """The members before and after some steps of the first stage."""
     states, feed = tiny.members(own), tiny.feed(own)
     before = jax.tree.map(np.asarray, states.params)
-    compiled, _ = loop._compile(own, 0, states, feed)
-    after, _ = compiled(states, feed(0, steps), jnp.int32(steps))
+    after, _ = loop.compile_chunk(own, 0, states, feed).run(states, feed(0, steps), steps)
     return before, jax.tree.map(np.asarray, after.params)
 
 

@@ -81,12 +81,49 @@ def test_each_stage_is_traced_once_however_long_its_chunks(straight, tmp_path):
 def test_as_many_members_at_a_time_as_fit_the_free_memory_and_the_same_comes_out(monkeypatch, free, given, together):
     program = tiny.program(tiny.method("erm"), seeds=tuple(range(6)), together=given)
     states, feed = tiny.members(program), tiny.feed(program)
-    expected, _ = loop._compile(program, 0, states, feed)[0](jax.tree.map(jnp.copy, states), feed(0, 3), jnp.int32(3))
+    monkeypatch.setattr(loop, "_apart", lambda program: False)  # as on an accelerator
+    expected, _ = loop.compile_chunk(program, 0, states, feed).run(jax.tree.map(jnp.copy, states), feed(0, 3), 3)
     monkeypatch.setattr(loop, "free_bytes", lambda devices: free)
-    run, chosen = loop._compile(program, 0, states, feed)
-    assert chosen == together
-    after, _ = run(states, feed(0, 3), jnp.int32(3))
+    chunk = loop.compile_chunk(program, 0, states, feed)
+    assert chunk.at_a_time == together
+    after, _ = chunk.run(states, feed(0, 3), 3)
     tiny.assert_close(after.params, expected.params, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere members are vmapped")
+@pytest.mark.parametrize("resident", ["yes", "no"])
+@pytest.mark.parametrize("name", ["erm", "lff"])  # without a state of the method's own, and with one
+def test_on_the_cpu_each_member_is_on_its_own_and_the_same_comes_out(monkeypatch, name, resident):
+    monkeypatch.setattr(loop, "cores", lambda: 2)
+    program = tiny.program(tiny.method(name), seeds=(3, 1, 4, 1, 5), resident=resident)
+    vmapped = dataclasses.replace(program, together=program.members)
+    states, feed = tiny.members(program), tiny.feed(program)
+    expected, others = loop.compile_chunk(vmapped, 0, states, feed).run(jax.tree.map(jnp.copy, states), feed(0, 3), 3)
+    chunk = loop.compile_chunk(program, 0, states, feed)
+    assert chunk.at_a_time == 2
+    after, metrics = chunk.run(states, feed(0, 3), 3)
+    tiny.assert_equal(jax.random.key_data(after.key), jax.random.key_data(expected.key))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), after) == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), expected)
+    tiny.assert_close((after.params, after.method, metrics), (expected.params, expected.method, others), rtol=1e-5, atol=1e-6)
+    again, _ = chunk.run(after, feed(3, 2), 2)
+    assert again.step.tolist() == [5] * 5
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="elsewhere members are vmapped")
+def test_a_member_that_fails_fails_the_chunk_and_no_other_is_begun(monkeypatch):
+    monkeypatch.setattr(loop, "cores", lambda: 1)
+    program = tiny.program(tiny.method("erm"), seeds=(0, 1, 2))
+    states, feed = tiny.members(program), tiny.feed(program)
+    chunk, begun = loop.compile_chunk(program, 0, states, feed), []
+
+    def member(data, i):
+        begun.append(i)
+        raise MemoryError(i)
+
+    monkeypatch.setattr(feed, "member", member)
+    with pytest.raises(MemoryError, match="0"):
+        chunk.run(states, feed(0, 3), 3)
+    assert begun == [0]
 
 
 def test_the_second_stage_enters_with_fresh_parameters_and_the_firsts_state(straight):
