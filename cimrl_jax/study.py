@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from cimrl_jax import experiment, readers
 from cimrl_jax.config import Config, fingerprint, load, settings
 from cimrl_jax.errors import UserError, nearest
@@ -97,6 +99,7 @@ def run(
             spent, worked = spent + time.monotonic() - began, worked + left[name]
             _write(study, compare(study, found, failed), page=False)  # if what follows is stopped, this is there
         left.pop(name)
+        jax.clear_caches()  # a program holds dozens of memory mappings, of which a process may have only so many
     comparison = compare(study, found, failed)
     page = any(config.report.html for config in study.runs.values())
     _write(study, comparison, page=page)

@@ -4,11 +4,12 @@ import os
 import pathlib
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import beartype
 import beartype.roar
 import jaxtyping
+import pytest
 
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "cimrl_jax" / "tests"
 
@@ -40,3 +41,11 @@ hook = types.ModuleType("annotations_hook")
 hook.check = check  # pyright: ignore[reportAttributeAccessIssue]
 sys.modules[hook.__name__] = hook
 jaxtyping.install_import_hook("cimrl_jax", f"{hook.__name__}.check")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_programs() -> Iterator[None]:
+    """A compiled program holds dozens of memory mappings, of which Linux allows a process 65,530: with the whole suite's programs LLVM dies."""
+    yield
+    if "jax" in sys.modules:  # not every file's tests need it
+        sys.modules["jax"].clear_caches()

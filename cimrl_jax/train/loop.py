@@ -167,8 +167,8 @@ def _member(program: Program) -> Callable[..., Any]:
 
 
 def _carry(state: Any, rules: tuple[str, ...]) -> dict[str, Any]:
-    """What training carries from chunk to chunk: every member's state, and what each rule selected of it so far."""
-    best = {"params": state.params, "method": state.method, "step": state.step, "score": jnp.full(state.step.shape, -jnp.inf)}
+    """What training carries from chunk to chunk: every member's state, and what each rule selected of it so far, on the same devices."""
+    best = {"params": state.params, "method": state.method, "step": state.step, "score": jnp.full_like(state.step, -jnp.inf, jnp.float32)}
     return {"state": state, "best": {rule: jax.tree.map(jnp.copy, best) for rule in rules}}
 
 
