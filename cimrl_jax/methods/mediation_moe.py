@@ -31,12 +31,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from cimrl_jax.counterfactual import attribution, core, effects, experts, quality, reference, scores
+from cimrl_jax.counterfactual import attribution, core, editor, effects, experts, quality, reference, scores
 from cimrl_jax.errors import UserError
-from cimrl_jax.losses import cross_entropy, entropy, generalized_cross_entropy, info_nce, kl_divergence, masked_mean, relative_difficulty
+from cimrl_jax.losses import cross_entropy, entropy, info_nce, kl_divergence, masked_mean, relative_difficulty
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
-from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Slots, Spec, Stage
+from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Params, Slots, SlotSpec, Spec, Stage
 
 Mode = Literal["factual", "tie", "tde", "moe", "uniform", "joint", "bias_only"]
 MODES: tuple[Mode, ...] = ("factual", "tie", "tde", "moe", "uniform", "joint", "bias_only")
@@ -100,25 +100,28 @@ class Options:
     """Share of training examples whose core is drawn from outside it: an experiment on the filter."""
     reference_q: Annotated[float, Range(above=0, high=1)] = 0.7
     """With scores=reference: exponent of the references' generalised cross entropy."""
+    edit: bool = True
+    """Whether the joint expert is fine-tuned on CIMRL's counterfactuals too: the example with its shortcut, which biased references find, edited."""
     cimrl: bool = False
-    """Whether the experts learn under CIMRL's losses too, with its own weights: contrastive invariance of an example and its core alone,
-    disentanglement of the codes, and intervention: the joint expert on the core alone, as far as its quality says."""
+    """Whether the codes learn under CIMRL's other losses: contrastive invariance of an example and its core alone, as far as its quality says, and
+    disentanglement."""
 
 
 CIMRL = {"w_ci": 0.1, "w_md": 0.5, "w_if": 1.0, "tau": 0.1, "alpha": 1.0, "beta": 0.5, "gamma": 0.0, "lam": 0.1, "mu": 1.0, "nu": 1.0}
+CIMRL |= {"warmup": 0.1, "threshold": 0.5, "together": 0.0, "skill": 0.2, "size": 0.5, "decay": 0.98}
 """The defaults of method cimrl."""
 
 
 class View(NamedTuple):
     """What is said of x, x^c and x^s, stacked on the first axis."""
 
-    logits: Float[Array, "3 b e c"]
+    logits: Float[Array, "v b e c"]
     """z_e"""
     biases: dict[str, Float[Array, "2 b c"]]
     """b_m of x and of x^c."""
     paths: dict[str, effects.Path]
     """b_m of x^c as far as its quality says, else of x."""
-    average: Float[Array, "3 b c"]
+    average: Float[Array, "v b c"]
     """The joint expert's running average's logits."""
     quality: dict[str, Float[Array, " b"]]
     features: Float[Array, "b w"]
@@ -137,16 +140,14 @@ def together(model: Model, params: Params, key: Key[Array, ""] | None, *views: M
 
 
 def under_cimrl(
-    model: Model, params: Params, codes: Mapping[str, Float[Array, "3 b d"]], joint: Float[Array, "3 b c"], trust: Float[Array, " b"], batch: Batch
+    model: Model, params: Params, codes: Mapping[str, Float[Array, "v b d"]], trust: Float[Array, " b"], batch: Batch
 ) -> Float[Array, ""]:
-    """CIMRL's losses (methods/cimrl.py) of x and the joint expert, with x^s for the perturbed view and the counterfactual."""
+    """CIMRL's contrast and disentanglement (methods/cimrl.py), with x^s, the third of the views, for the perturbed one."""
     hyper = {name: jnp.float32(weight) for name, weight in CIMRL.items()}
     original, alone = (model.decide(params["model"], {name: code[i] for name, code in codes.items()}) for i in (0, 2))
     heads = model.decide(params["model"], jax.lax.stop_gradient({name: code[0] for name, code in codes.items()})).heads
     near = info_nce(original.codes["projection"], alone.codes["projection"], temperature=hyper["tau"], weight=batch.weight)
-    far = hyper["mu"] * kl_divergence(joint[2], joint[0]) + hyper["nu"] * cross_entropy(joint[2], batch.label)
-    l_ci, l_if = (masked_mean(trust * own, batch.weight) for own in (near, far))
-    return hyper["w_ci"] * l_ci + hyper["w_md"] * base.disentangle(hyper, original, heads, batch, batch.weight) + hyper["w_if"] * l_if
+    return hyper["w_ci"] * masked_mean(trust * near, batch.weight) + hyper["w_md"] * base.disentangle(hyper, original, heads, batch, batch.weight)
 
 
 def build(options: Options) -> Method:
@@ -157,6 +158,11 @@ def build(options: Options) -> Method:
     """
     if bool(options.external) != (options.scores == "external"):
         raise UserError(f"method mediation_moe: scores={options.scores} with external={options.external!r}; give external a .npz file, or neither")
+
+    reads = options.edit or options.scores == "reference"
+
+    def plan(slots: Mapping[str, SlotSpec], num_classes: int) -> editor.Plan:
+        return editor.Plan("reference", "auto", options.hidden, most=0.5, directions=4, slots=slots, num_classes=num_classes)
 
     def init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
         names, classes = sorted(spec.slots), spec.num_classes
@@ -173,12 +179,11 @@ def build(options: Options) -> Method:
         }
         if options.scores == "attention":
             own["attention"] = scores.init_attention(keys[3], spec.slots, num_classes=classes, dim=spec.dim)
-        if options.scores == "reference":
-            of = dict(zip(names, jax.random.split(keys[4], len(names)), strict=True))
-            own["references"] = {m: reference.init(of[m], spec.slots[m], num_classes=classes, hidden=options.hidden) for m in names}
+        if reads:
+            own["references"], edits = editor.init(keys[4], spec, plan(spec.slots, classes))
         counts = jnp.asarray(spec.class_counts, jnp.float32) + 1.0
         state: dict[str, Any] = {"average": jax.tree.map(lambda x: jnp.array(x[-1:]), own["experts"]), "prior": jnp.log(counts / jnp.sum(counts))}
-        state |= {"step": jnp.zeros(()), "steps": jnp.asarray(float(spec.steps))}
+        state |= {"step": jnp.zeros(()), "steps": jnp.asarray(float(spec.steps))} | ({"editor": edits} if options.edit else {})
         if options.scores == "external":
             state["scores"] = scores.read_file(options.external, spec)
         elif options.refresh < 1:
@@ -241,13 +246,21 @@ def build(options: Options) -> Method:
         return context, {m: core.core_alone(s, cores[m], core.eligible(s, model.slots[m]), blank[m]) for m, s in slots.items()}
 
     def view(
-        state: Any, hyper: Hyper, model: Model, params: Params, slots: Mapping[str, Slots], codes: Mapping[str, Array], cores: Mapping[str, Array]
+        state: Any,
+        hyper: Hyper,
+        model: Model,
+        params: Params,
+        slots: Mapping[str, Slots],
+        codes: Mapping[str, Array],
+        cores: Mapping[str, Array],
+        whole: Float[Array, "b d"],
     ) -> View:
-        """`codes` are those of x, x^c and x^s."""
+        """`codes` are those of x, x^c and x^s; `whole` is the fused code by which x is judged."""
         own, fixed = params["method"], jax.lax.stop_gradient(dict(codes))
         there = {m: jnp.any(s.mask, axis=-1) for m, s in slots.items()}
         biases = {m: jnp.stack([base.read_bias(head, fixed[m][i], there[m]) for i in range(2)]) for m, head in own["heads"].items()}
-        average = experts.apply(state["average"], fixed["shared"])[..., 0, :]
+        judged = jnp.concatenate([jax.lax.stop_gradient(whole)[None], fixed["shared"][1:]])
+        average = experts.apply(state["average"], judged)[..., 0, :]
         share = {m: core.covered(cores[m], core.eligible(s, model.slots[m])) for m, s in slots.items()}
         worth = {m: quality.contrast(average[0], average[1], average[2], share[m], most=hyper["most"]) for m in slots}
         trust = {m: worth[m][:, None] if options.filter else jnp.ones((len(own), 1)) for m, own in there.items()}
@@ -280,7 +293,7 @@ def build(options: Options) -> Method:
     def loss(
         state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]
     ) -> tuple[Float[Array, ""], tuple[Any, Metrics]]:
-        keys, own, weight = jax.random.split(key, 5), params["method"], batch.weight
+        keys, own, weight = jax.random.split(key, 6), params["method"], batch.weight
         slots = model.embed(params["model"], batch.inputs, batch.present)
         names = sorted(slots)
         masks = {m: core.eligible(slots[m], model.slots[m]) for m in names}
@@ -292,9 +305,17 @@ def build(options: Options) -> Method:
         cores = {m: jnp.where(spoilt[:, None], spoiled[m], cores[m]) for m in names}
         blank = params["model"]["blank"]
         full = {m: core.blanked(jax.random.fold_in(keys[2], i), slots[m], masks[m], hyper["blank"], blank[m]) for i, m in enumerate(names)}
-        # One pass for all three, as in cimrl: a third of the program to compile, and larger products.
-        codes = together(model, params, keys[3], full, *counterfactuals(model, params, slots, cores))
-        seen = view(state, hyper, model, params, slots, codes, cores)
+        views = [full, *counterfactuals(model, params, slots, cores)]
+        if options.edit:
+            how, theirs = plan(model.slots, len(state["prior"])), {name: jnp.float32(value) for name, value in CIMRL.items()}
+            edit, edits = editor.edit(how, jax.lax.stop_gradient(own["references"]), state["editor"], theirs, slots, batch, keys[5], blank=blank)
+            views.append(edit.slots)
+            state = state | {"editor": edits}
+        # One pass for all, as in cimrl: a fraction of the program to compile, and larger products.
+        codes = together(model, params, keys[3], *views)
+        # x is judged without blanks: where they hit the cause, p would say nothing, and no counterfactual could differ from it.
+        whole = model.encode(*jax.lax.stop_gradient((params["model"], slots)), None)["shared"]
+        seen = view(state, hyper, model, params, slots, codes, cores, whole)
 
         z, sets = seen.logits[0], experts.subsets(names)
         fixed, constant, scale = jax.lax.stop_gradient((seen.paths, own["constant"], own["scale"]))
@@ -326,17 +347,20 @@ def build(options: Options) -> Method:
         more |= {f"quality_{m}": masked_mean(seen.quality[m], weight * batch.present[m]) for m in names}
         more |= {f"gate_{experts.name(chosen)}": masked_mean(gates.weights[:, e], weight) for e, chosen in enumerate(sets)}
         if options.cimrl:
-            more["l_cimrl"] = under_cimrl(model, params, codes, seen.logits[:, :, -1], jnp.asarray(counted) / len(names), batch)
+            more["l_cimrl"] = under_cimrl(model, params, codes, jnp.asarray(counted) / len(names), batch)
             total += more["l_cimrl"]
+        if options.edit:
+            joint, begun = seen.logits[:, :, -1], state["step"] >= theirs["warmup"] * state["steps"]
+            turned = theirs["mu"] * kl_divergence(joint[3], joint[0]) + theirs["nu"] * cross_entropy(joint[3], batch.label)
+            more["l_if"] = begun * masked_mean(turned, weight)
+            total += theirs["w_if"] * more["l_if"]
         if options.spoil:
             more["quality_auroc"] = quality.told_apart(jnp.asarray(sum(seen.quality.values())), ~spoilt, weight)
         if options.scores == "attention":
             frozen = jax.lax.stop_gradient((codes["shared"][0], slots))
             total += masked_mean(cross_entropy(scores.attend(own["attention"], *frozen, masks)[0], batch.label), weight)
-        if options.scores == "reference":
-            read = {m: reference.read(own["references"][m], jax.lax.stop_gradient(slots[m]))[0] for m in names}
-            follow = {m: generalized_cross_entropy(logits, batch.label, hyper["reference_q"]) for m, logits in read.items()}
-            total += sum(masked_mean(follow[m], weight * batch.present[m]) for m in names)
+        if reads:
+            total += editor.fit(own["references"], jax.lax.stop_gradient(slots), batch, hyper["reference_q"])
         blend = jax.tree.map(lambda old, new: hyper["decay"] * old + (1 - hyper["decay"]) * new[-1:], state["average"], own["experts"])
         state = state | {"average": jax.lax.stop_gradient(blend), "step": state["step"] + 1}
         return total, (state, base.figures(total, free[:, -1], batch, **more))
@@ -350,7 +374,7 @@ def build(options: Options) -> Method:
         two = counterfactuals(model, params, slots, cores)
         more = together(model, params, None, *two)
         three = {part: jnp.concatenate([codes[part][None], more[part]]) for part in codes}
-        return view(state, hyper, model, params, slots, three, cores), found, cores, two[1]
+        return view(state, hyper, model, params, slots, three, cores, codes["shared"]), found, cores, two[1]
 
     def predictor(mode: Mode) -> Callable[..., Array]:
         def predict(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from cimrl_jax.counterfactual import experts
+from cimrl_jax.counterfactual import experts, reference
 from cimrl_jax.errors import UserError
 from cimrl_jax.methods import cimrl, mediation_moe
 from tests import tiny
@@ -194,9 +194,9 @@ def test_every_kind_of_scores_trains_and_explains(kind):
     options, state, hyper, params, batch = make_case(scores=kind)
     loss, _, _, gradient = evaluate(options, state, hyper, params, batch)
     assert np.isfinite(loss) and all(np.isfinite(x).all() for x in tiny.arrays(gradient))
-    own = {"attention": "attention", "reference": "references"}.get(kind)
-    assert set(params["method"]) - {"experts", "heads", "router", "constant", "scale"} == ({own} if own else set())
-    assert own is None or size(gradient["method"][own]) > 1e-4
+    extra = {"references", "attention"} if kind == "attention" else {"references"}  # the references also tell what to edit
+    assert set(params["method"]) - {"experts", "heads", "router", "constant", "scale"} == extra
+    assert all(size(gradient["method"][own]) > 1e-4 for own in extra)
     told = explain(options, state, hyper, params, batch)
     assert all(float(x.max()) > 0 and not np.asarray(x)[~np.asarray(batch.present[m])].any() for m, x in told["evidence"].items())
 
@@ -248,7 +248,7 @@ def test_options_that_do_not_fit_are_refused(tmp_path, options, changes, message
         tiny.method("mediation_moe", **options).init(jax.random.key(0), spec())
 
 
-# Under CIMRL's losses.
+# With CIMRL's parts.
 
 
 def test_cimrls_weights_are_its_own():
@@ -256,7 +256,37 @@ def test_cimrls_weights_are_its_own():
     assert {name: defaults[name] for name in mediation_moe.CIMRL} == mediation_moe.CIMRL
 
 
-def test_cimrls_losses_are_added_and_need_counterfactuals_but_for_the_disentanglement():
+def test_the_joint_expert_alone_is_fine_tuned_on_edited_examples_once_the_references_can_tell():
+    found = {}
+    for step in (0.0, 100.0):
+        for on in (False, True):
+            options, state, hyper, params, batch = make_case(edit=on)
+            assert ("references" in params["method"]) == ("editor" in state) == on
+            if on and step:  # readers that know the label, so that edits are made
+                state["editor"]["conflict"] = {m: dataclasses.replace(own, weight=jnp.eye(CLASSES)) for m, own in state["editor"]["conflict"].items()}
+            found[step, on] = evaluate(options, {**state, "step": jnp.asarray(step)}, hyper, params, batch, blank=0.0)
+        loss, after, figures, gradient = found[step, True]
+        fitted = _generalised(params, batch)
+        assert loss - found[step, False][0] == pytest.approx(fitted + float(figures["l_if"]), abs=1e-5)
+        assert (float(figures["l_if"]) > 0) == (step > 0)
+        moved = {
+            name: np.abs(gradient["method"]["experts"][name] - own).reshape(len(SETS), -1).max(1)
+            for name, own in found[step, False][3]["method"]["experts"].items()
+        }
+        assert all((own[:-1] < 1e-6).all() for own in moved.values()) and (moved["kernel"][-1] > 1e-4) == (step > 0)
+        assert all(float(own.weight.sum()) > 0 for own in after["editor"]["conflict"].values())
+
+
+def _generalised(params, batch):
+    """The references' loss on the batch's slots: the mean of (1 - p_y^.7) / .7, summed over modalities."""
+    total = 0.0
+    for m, own in seen(params, batch)[0].items():
+        p = scipy.special.softmax(np.asarray(reference.read(params["method"]["references"][m], own)[0]), axis=1)
+        total += np.average((1 - p[np.arange(ROWS), np.asarray(batch.label)] ** 0.7) / 0.7, weights=WEIGHT * np.asarray(batch.present[m]))
+    return total
+
+
+def test_cimrls_other_losses_are_added_and_the_disentanglement_needs_no_counterfactual():
     found = {}
     for step in (0.0, 100.0):
         for on in (False, True):
@@ -273,20 +303,15 @@ def test_cimrls_losses_are_added_and_need_counterfactuals_but_for_the_disentangl
         cosine = (a * b).sum(1) / np.maximum(np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1), 1e-9)
         disentangled += np.average(_nll(heads[m], batch), weights=share) + 0.1 * np.average(cosine**2, weights=share)
     assert float(found[0.0, True][2]["l_cimrl"]) == pytest.approx(0.5 * disentangled, rel=1e-4)
-    gradients = [np.asarray(found[100.0, on][3]["method"]["experts"]["kernel"]) for on in (False, True)]
-    moved = np.abs(gradients[0] - gradients[1]).reshape(len(SETS), -1).max(1)
-    assert moved[-1] > 1e-4 and (moved[:-1] < 1e-6).all()  # the joint expert alone
 
 
-def test_cimrls_contrast_and_intervention_are_the_equations():
+def test_cimrls_contrast_is_the_equation():
     batch, params = make_case()[-1], {"model": MODEL.init(jax.random.key(0))}
     draw = np.random.default_rng(0)
     codes = {name: draw.normal(size=(3, *code.shape)).astype(np.float32) for name, code in seen(params, batch)[1].items()}
-    joint = draw.normal(size=(3, ROWS, CLASSES)).astype(np.float32)
 
     def terms(trust):
-        found = mediation_moe.under_cimrl(MODEL, params, jax.tree.map(jnp.asarray, codes), jnp.asarray(joint), jnp.asarray(trust), batch)
-        return float(found)
+        return float(mediation_moe.under_cimrl(MODEL, params, jax.tree.map(jnp.asarray, codes), jnp.asarray(trust), batch))
 
     x, alone = (np.asarray(MODEL.decide(params["model"], {name: code[i] for name, code in codes.items()}).codes["projection"]) for i in (0, 2))
     x, alone = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (x, alone))
@@ -295,10 +320,8 @@ def test_cimrls_contrast_and_intervention_are_the_equations():
         near = np.exp(x[i] @ alone[i] / 0.1)
         rest = sum(np.exp(x[i] @ x[j] / 0.1) for j in range(ROWS) if j != i and WEIGHT[j] > 0)
         rows[i] = -np.log(near / (near + rest))
-    p, q = (scipy.special.log_softmax(joint[i], axis=1) for i in (2, 0))
-    rows = 0.1 * rows + (np.exp(p) * (p - q)).sum(1) + _nll(joint[2], batch)
     trust = draw.uniform(size=ROWS).astype(np.float32)
-    assert terms(trust) - terms(0 * trust) == pytest.approx(np.average(trust * rows, weights=WEIGHT), rel=1e-4)
+    assert terms(trust) - terms(0 * trust) == pytest.approx(0.1 * np.average(trust * rows, weights=WEIGHT), rel=1e-4)
 
 
 def _nll(logits, batch):
