@@ -5,12 +5,14 @@ what it says of itself, put together of published parts. Theirs: counterfactuals
 switch debiasing on in training; experts for each modality's bias, a router that also filters bad counterfactuals. From elsewhere: effects and the
 untreated constant (Niu et al. 2021, CF-VQA), the product of experts (Clark et al. 2019), core and context as masked inputs (Chen et al. 2020, CSS),
 the weight omega (Nam et al. 2020, LfF), the router (Riquelme et al. 2021, V-MoE; Zoph et al. 2022). Ours: the scores' subtraction
-(counterfactual/scores.py), the quality (counterfactual/quality.py), the gate's term for it, and how all is put together.
+(counterfactual/scores.py), the quality (counterfactual/quality.py), the gate's term for it, CIMRL's counterfactual, and how all is put together.
 
-Every example is seen three times in one pass: x, its context x^c alone and its core x^s alone (counterfactual/core.py). On the fused code k there is
-an expert for each set of modalities, z_e; on each modality's code a bias head, which moves no encoder: b_m = q_m b_m(x^c) + (1 - q_m) b_m(x).
+Every example is seen four times in one pass: x, its context x^c alone, its core x^s alone (counterfactual/core.py), and x^e, the example with its
+shortcut edited as CIMRL does it (counterfactual/editor.py; biased references R_m find it). On the fused code k there is an expert for each set of
+modalities, z_e; on each modality's code a bias head, which moves no encoder: b_m = q_m b_m(x^c) + (1 - q_m) b_m(x).
 
     L = sum_e CE(Fuse(z_e, s_e sg b_m for m in M_e), y) + sum_m (CE(b_m(x), y) + CE(b_m(x^c), y)) / 2 + L_s + L_c
+      + KL(z_joint(x^e) || z_joint(x)) + CE(z_joint(x^e), y) + sum_m GCE(R_m(x), y)
       + w_core sum_m q_m KL(sg p || p^s) + w_context sum_m q_m KL(prior || p^c)
       + w_mix omega CE(sum_e g_e softmax(sg z~_e), y) + balance E sum_e f_e P_e + router_z mean(logsumexp(router)^2)
 
@@ -18,7 +20,8 @@ p, p^c and p^s are what the joint expert says of the three; as the target, and i
 e says z~_e: z_e with fusion "poe", else `Fuse(z_e, s_e b) - Fuse(c, s_e b)`. Cross entropy is on the sum, never on the difference, which would
 cancel the debiasing. L_c trains c alone (counterfactual/effects.py), `L_s = sum_e CE(s_e sum_m sg b_m, y)` the scales s_e alone. These are ours: two
 modalities with one shortcut would count it twice, and z_e would learn its opposite, which looks like success on a split where the shortcut lies. The
-first steps know no core: x^c is x, and no counterfactual counts.
+first steps know no core: x^c is x, and no counterfactual counts. A product of experts learns from what contradicts the shortcut alone; x^e lets the
+joint expert learn from every example, and cores are as good as the joint expert that they rest on (docs/MEDIATION.md has both figures).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What each part of causal mediation is worth: scores, filter, router's objective, fusion, CIMRL's identification and losses.
+"""What each part of causal mediation is worth: scores, filter, router's objective, fusion, CIMRL's counterfactuals, identification and losses.
 
 Command:   python -m cimrl_jax.main study --config configs/studies/mediation.py
            On another data set: --base.config configs/digits.py; only some: --only whole,spoilt,spoilt_unfiltered
-Cost:      17 runs of ERM, mediation_moe and the ceiling x 5 seeds x 300 steps
+Cost:      18 runs of ERM, mediation_moe and the ceiling x 5 seeds x 300 steps
 Result:    not yet measured as one run; what is known of single ones is in docs/MEDIATION.md
 """
 
@@ -16,6 +16,7 @@ study = {
     "base": {"config": "configs/mediation.py", "methods": ("erm", "mediation_moe"), "seeds": 5},
     "runs": {
         "whole": {},
+        "without_edits": mediation(edit=False),
         # CIMRL's biased reference tells which slots carry the shortcut; the core is what the joint expert rests on beside them.
         "identification_of_cimrl": mediation(scores="reference"),
         "losses_of_cimrl": mediation(cimrl=True),
@@ -32,5 +33,5 @@ study = {
         "fusion_sum": mediation(fusion="sum"),
         "fusion_hm": mediation(fusion="hm"),
     },
-    "table": ["whole", "identification_of_cimrl", "losses_of_cimrl", "with_cimrl", "spoilt", "spoilt_unfiltered", "unfiltered"],
+    "table": ["whole", "without_edits", "identification_of_cimrl", "losses_of_cimrl", "with_cimrl", "spoilt", "spoilt_unfiltered", "unfiltered"],
 }
