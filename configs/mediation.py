@@ -11,7 +11,7 @@ Result:    docs/MEDIATION.md (of the last step; a run of this config selects amo
 config = {
     "methods": ("erm", "posthoc", "poe", "cf_vqa", "mediation_moe"),
     "seeds": (0, 1, 2, 3, 4),
-    "data": {"name": "synthetic", "mode": "xor", "shortcut_in": "each", "correlation": 0.9, "width": 16, "shortcut_strength": 3.0, "train": 1000},
+    "data": {"name": "synthetic", "mode": "xor", "shortcut_in": "each", "correlation": 0.9, "width": 24, "shortcut_strength": 3.0, "train": 1000},
     "model": {"dim": 32, "m0": {"encoder": "identity"}, "m1": {"encoder": "identity"}},
     "train": {"steps": 300, "batch_size": 64, "learning_rate": 1e-3},
 }

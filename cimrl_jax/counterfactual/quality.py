@@ -1,6 +1,6 @@
 """How good a counterfactual is. A counterfactual counts in a loss only as far as its quality says.
 
-`flip` judges edits that should remove a shortcut (CIMRL); `contrast` judges a split into core and context (METHODS 2.4).
+`flip` and `turned` judge edits that should remove a shortcut (CIMRL); `contrast` judges a split into core and context (METHODS 2.4).
 """
 
 from __future__ import annotations
@@ -15,6 +15,12 @@ from cimrl_jax.losses import jensen_shannon
 def flip(edited: Float[Array, "b c"], target: Int[Array, " b"]) -> Float[Array, " b"]:
     """The probability, read off the edited input by the reference, of the class whose cue the edit should have brought: 0 (failed) to 1."""
     return jax.lax.stop_gradient(jnp.take_along_axis(jax.nn.softmax(edited), target[:, None], axis=-1)[:, 0])
+
+
+def turned(before: Float[Array, "b c"], edited: Float[Array, "b c"]) -> Float[Array, " b"]:
+    """How far an edit changed what the reference reads: the Jensen-Shannon divergence, 0 to 1, of its probabilities `before` and of its logits on
+    the edited input, no gradient."""
+    return jax.lax.stop_gradient(jensen_shannon(before, jax.nn.softmax(edited)))
 
 
 def local(chosen: Float[Array, "b n"], mask: Bool[Array, "b n"], *, most: float) -> Float[Array, " b"]:

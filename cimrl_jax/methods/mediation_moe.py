@@ -136,6 +136,13 @@ def of(paths: Mapping[str, effects.Path], scale: Float[Array, ""], chosen: Itera
     return {m: effects.Path(scale * paths[m].logits, paths[m].there) for m in chosen}
 
 
+def misplaced(edited: Slots, slots: Slots, chosen: Float[Array, "b n"], mask: Bool[Array, "b n"], spoilt: Bool[Array, " b"]) -> Slots:
+    """For the rows `spoilt` the opposite of an edit: what is chosen as the shortcut stays, all else comes from the row before."""
+    wrong = (spoilt[:, None] & mask & (chosen == 0) & jnp.roll(mask, 1, axis=0))[..., None]
+    mixed = Slots(jnp.where(wrong, jnp.roll(slots.values, 1, axis=0), slots.values), slots.mask)
+    return jax.tree.map(lambda a, b: jnp.where(spoilt.reshape(-1, *[1] * (a.ndim - 1)), a, b), mixed, edited)
+
+
 def together(model: Model, params: Params, key: Key[Array, ""] | None, *views: Mapping[str, Slots]) -> dict[str, Float[Array, "v b d"]]:
     """The codes of several versions of the batch, in one pass over `[b, v, ...]`: b, which may be spread over devices, stays the first axis there."""
     codes = model.encode(params["model"], jax.tree.map(lambda *own: jnp.stack(own, axis=1), *views), key)
@@ -310,9 +317,12 @@ def build(options: Options) -> Method:
         full = {m: core.blanked(jax.random.fold_in(keys[2], i), slots[m], masks[m], hyper["blank"], blank[m]) for i, m in enumerate(names)}
         views = [full, *counterfactuals(model, params, slots, cores)]
         if options.edit:
-            how, theirs = plan(model.slots, len(state["prior"])), {name: jnp.float32(value) for name, value in CIMRL.items()}
-            edit, edits = editor.edit(how, jax.lax.stop_gradient(own["references"]), state["editor"], theirs, slots, batch, keys[5], blank=blank)
-            views.append(edit.slots)
+            theirs, references = {name: jnp.float32(value) for name, value in CIMRL.items()}, jax.lax.stop_gradient(own["references"])
+            how = plan(model.slots, len(state["prior"]))
+            edit, edits = editor.edit(how, references, state["editor"], theirs, slots, batch, keys[5], blank=blank)
+            edited = {m: misplaced(s, slots[m], edit.chosen[m], masks[m], spoilt) for m, s in edit.slots.items()}
+            worth = {m: quality.turned(edit.reading[m], reference.read(references[m], s)[0]) for m, s in edited.items()}
+            views.append(edited)
             state = state | {"editor": edits}
         # One pass for all, as in cimrl: a fraction of the program to compile, and larger products.
         codes = together(model, params, keys[3], *views)
@@ -355,10 +365,14 @@ def build(options: Options) -> Method:
         if options.edit:
             joint, begun = seen.logits[:, :, -1], state["step"] >= theirs["warmup"] * state["steps"]
             turned = theirs["mu"] * kl_divergence(joint[3], joint[0]) + theirs["nu"] * cross_entropy(joint[3], batch.label)
-            more["l_if"] = begun * masked_mean(turned, weight)
+            # Relative to the batch's: how far a reading turns depends on how strong the shortcut is.
+            sound = jnp.max(jnp.stack(list(worth.values())), axis=0) if options.filter else jnp.ones_like(weight)
+            more["l_if"] = begun * masked_mean(turned, weight * sound)
             total += theirs["w_if"] * more["l_if"]
         if options.spoil:
             more["quality_auroc"] = quality.told_apart(jnp.asarray(sum(seen.quality.values())), ~spoilt, weight)
+            if options.edit:
+                more["edit_auroc"] = quality.told_apart(sound, ~spoilt, weight)
         if options.scores == "attention":
             frozen = jax.lax.stop_gradient((codes["shared"][0], slots))
             total += masked_mean(cross_entropy(scores.attend(own["attention"], *frozen, masks)[0], batch.label), weight)

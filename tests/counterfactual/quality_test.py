@@ -32,6 +32,13 @@ def test_local_wants_some_slots_but_not_most_of_the_valid_ones():
     np.testing.assert_array_equal(quality.local(chosen, mask, most=1.0), [0, 1, 1, 1, 0])
 
 
+def test_turned_equals_scipy():
+    before, after = (scipy.special.softmax(2 * draw(6, 4, seed=i).astype(np.float64), axis=1) for i in (3, 4))
+    expected = [jensenshannon(a, b, base=2) ** 2 for a, b in zip(before, after, strict=True)]
+    np.testing.assert_allclose(quality.turned(jnp.asarray(before, jnp.float32), jnp.log(after).astype(jnp.float32)), expected, atol=1e-5)
+    assert float(quality.turned(jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 30.0]]))[0]) > 0.999
+
+
 def test_contrast_equals_scipy_and_only_a_moderate_core_is_usable():
     full, context, core = (2 * draw(6, 4, seed=i) for i in range(3))
     share = np.array([0.04, 0.05, 0.3, 0.5, 0.51, 1.0], np.float32)

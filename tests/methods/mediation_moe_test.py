@@ -335,13 +335,27 @@ def test_spoilt_counterfactuals_are_another_loss_and_told_of():
     options, state, hyper, params, batch = make_case(spoil=0.5)
     figures = evaluate(options, state, hyper, params, batch)[2]
     clean = evaluate(options, state, hyper, params, batch, spoil=0.0)[2]
-    assert 0 <= float(figures["quality_auroc"]) <= 1
+    assert 0 <= float(figures["quality_auroc"]) <= 1 and 0 <= float(figures["edit_auroc"]) <= 1
+    assert abs(float(figures["l_if"]) - float(clean["l_if"])) > 1e-5
     assert abs(float(figures["l_core"]) - float(clean["l_core"])) > 1e-5
+
+
+def test_a_spoilt_edit_keeps_what_was_to_be_edited_and_changes_the_rest():
+    batch, params = make_case()[-1], {"model": MODEL.init(jax.random.key(0))}
+    slots = seen(params, batch)[0]["left"]
+    chosen, spoilt = np.eye(slots.mask.shape[1], dtype=np.float32)[np.arange(ROWS) % 3], np.arange(ROWS) % 2 > 0
+    edited = slots.replace(values=slots.values + 100)
+    made = mediation_moe.misplaced(edited, slots, jnp.asarray(chosen), slots.mask, jnp.asarray(spoilt))
+    donor, both = np.roll(slots.values, 1, axis=0), np.asarray(slots.mask) & np.roll(slots.mask, 1, axis=0)
+    expected = np.where(((chosen > 0) | ~both)[..., None], slots.values, donor)
+    np.testing.assert_array_equal(made.values, np.where(spoilt[:, None, None], expected, edited.values))
+    assert (np.asarray(made.values)[spoilt] != np.asarray(slots.values)[spoilt]).any()
 
 
 def test_without_the_filter_every_counterfactual_counts_alike():
     weighed, alike = (evaluate(*make_case(filter=own))[2] for own in (True, False))
     assert float(alike["l_core"]) > float(weighed["l_core"]) > 0
+    assert float(alike["l_if"]) != pytest.approx(float(weighed["l_if"]), abs=1e-5)
 
 
 def test_four_modalities_have_six_experts():
