@@ -255,6 +255,18 @@ def build(options: Options) -> Method:
         context = {m: core.context_alone(s, cores[m], blank[m]) for m, s in slots.items()}
         return context, {m: core.core_alone(s, cores[m], core.eligible(s, model.slots[m]), blank[m]) for m, s in slots.items()}
 
+    def edit(
+        state: Any, model: Model, params: Params, slots: Mapping[str, Slots], batch: Batch, spoilt: Bool[Array, " b"], key: Key[Array, ""]
+    ) -> tuple[dict[str, Slots], Float[Array, " b"], Any]:
+        """(x^e, how far it turned what some reference reads, state)."""
+        how, hyper = plan(model.slots, len(state["prior"])), {name: jnp.float32(value) for name, value in CIMRL.items()}
+        references, blank = jax.lax.stop_gradient(params["method"]["references"]), params["model"]["blank"]
+        found, kept = editor.edit(how, references, state["editor"], hyper, slots, batch, key, blank=blank)
+        masks = {m: core.eligible(s, model.slots[m]) for m, s in slots.items()}
+        edited = {m: misplaced(s, slots[m], found.chosen[m], masks[m], spoilt) for m, s in found.slots.items()}
+        turned = [quality.turned(found.reading[m], reference.read(references[m], s)[0]) for m, s in edited.items()]
+        return edited, jnp.max(jnp.stack(turned), axis=0), state | {"editor": kept}
+
     def view(
         state: Any,
         hyper: Hyper,
@@ -316,14 +328,10 @@ def build(options: Options) -> Method:
         blank = params["model"]["blank"]
         full = {m: core.blanked(jax.random.fold_in(keys[2], i), slots[m], masks[m], hyper["blank"], blank[m]) for i, m in enumerate(names)}
         views = [full, *counterfactuals(model, params, slots, cores)]
+        sound = jnp.ones_like(weight)
         if options.edit:
-            theirs, references = {name: jnp.float32(value) for name, value in CIMRL.items()}, jax.lax.stop_gradient(own["references"])
-            how = plan(model.slots, len(state["prior"]))
-            edit, edits = editor.edit(how, references, state["editor"], theirs, slots, batch, keys[5], blank=blank)
-            edited = {m: misplaced(s, slots[m], edit.chosen[m], masks[m], spoilt) for m, s in edit.slots.items()}
-            worth = {m: quality.turned(edit.reading[m], reference.read(references[m], s)[0]) for m, s in edited.items()}
+            edited, sound, state = edit(state, model, params, slots, batch, spoilt, keys[5])
             views.append(edited)
-            state = state | {"editor": edits}
         # One pass for all, as in cimrl: a fraction of the program to compile, and larger products.
         codes = together(model, params, keys[3], *views)
         # x is judged without blanks: where they hit the cause, p would say nothing, and no counterfactual could differ from it.
@@ -363,12 +371,11 @@ def build(options: Options) -> Method:
             more["l_cimrl"] = under_cimrl(model, params, codes, jnp.asarray(counted) / len(names), batch)
             total += more["l_cimrl"]
         if options.edit:
-            joint, begun = seen.logits[:, :, -1], state["step"] >= theirs["warmup"] * state["steps"]
-            turned = theirs["mu"] * kl_divergence(joint[3], joint[0]) + theirs["nu"] * cross_entropy(joint[3], batch.label)
+            joint, begun = seen.logits[:, :, -1], state["step"] >= CIMRL["warmup"] * state["steps"]
+            turned = CIMRL["mu"] * kl_divergence(joint[3], joint[0]) + CIMRL["nu"] * cross_entropy(joint[3], batch.label)
             # Relative to the batch's: how far a reading turns depends on how strong the shortcut is.
-            sound = jnp.max(jnp.stack(list(worth.values())), axis=0) if options.filter else jnp.ones_like(weight)
-            more["l_if"] = begun * masked_mean(turned, weight * sound)
-            total += theirs["w_if"] * more["l_if"]
+            more["l_if"] = begun * masked_mean(turned, weight * (sound if options.filter else 1))
+            total += CIMRL["w_if"] * more["l_if"]
         if options.spoil:
             more["quality_auroc"] = quality.told_apart(jnp.asarray(sum(seen.quality.values())), ~spoilt, weight)
             if options.edit:

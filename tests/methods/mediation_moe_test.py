@@ -344,7 +344,7 @@ def test_a_spoilt_edit_keeps_what_was_to_be_edited_and_changes_the_rest():
     batch, params = make_case()[-1], {"model": MODEL.init(jax.random.key(0))}
     slots = seen(params, batch)[0]["left"]
     chosen, spoilt = np.eye(slots.mask.shape[1], dtype=np.float32)[np.arange(ROWS) % 3], np.arange(ROWS) % 2 > 0
-    edited = slots.replace(values=slots.values + 100)
+    edited = dataclasses.replace(slots, values=slots.values + 100)
     made = mediation_moe.misplaced(edited, slots, jnp.asarray(chosen), slots.mask, jnp.asarray(spoilt))
     donor, both = np.roll(slots.values, 1, axis=0), np.asarray(slots.mask) & np.roll(slots.mask, 1, axis=0)
     expected = np.where(((chosen > 0) | ~both)[..., None], slots.values, donor)
