@@ -137,8 +137,9 @@ def of(paths: Mapping[str, effects.Path], scale: Float[Array, ""], chosen: Itera
 
 
 def misplaced(edited: Slots, slots: Slots, chosen: Float[Array, "b n"], mask: Bool[Array, "b n"], spoilt: Bool[Array, " b"]) -> Slots:
-    """For the rows `spoilt` the opposite of an edit: what is chosen as the shortcut stays, all else comes from the row before."""
-    wrong = (spoilt[:, None] & mask & (chosen == 0) & jnp.roll(mask, 1, axis=0))[..., None]
+    """For the rows `spoilt` the opposite of an edit: what is chosen as the shortcut stays, all else comes from the row before but its shortcut."""
+    free = mask & (chosen == 0)
+    wrong = (spoilt[:, None] & free & jnp.roll(free, 1, axis=0))[..., None]
     mixed = Slots(jnp.where(wrong, jnp.roll(slots.values, 1, axis=0), slots.values), slots.mask)
     return jax.tree.map(lambda a, b: jnp.where(spoilt.reshape(-1, *[1] * (a.ndim - 1)), a, b), mixed, edited)
 

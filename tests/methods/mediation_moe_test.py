@@ -346,8 +346,8 @@ def test_a_spoilt_edit_keeps_what_was_to_be_edited_and_changes_the_rest():
     chosen, spoilt = np.eye(slots.mask.shape[1], dtype=np.float32)[np.arange(ROWS) % 3], np.arange(ROWS) % 2 > 0
     edited = dataclasses.replace(slots, values=slots.values + 100)
     made = mediation_moe.misplaced(edited, slots, jnp.asarray(chosen), slots.mask, jnp.asarray(spoilt))
-    donor, both = np.roll(slots.values, 1, axis=0), np.asarray(slots.mask) & np.roll(slots.mask, 1, axis=0)
-    expected = np.where(((chosen > 0) | ~both)[..., None], slots.values, donor)
+    free = np.asarray(slots.mask) & (chosen == 0)
+    expected = np.where((free & np.roll(free, 1, axis=0))[..., None], np.roll(slots.values, 1, axis=0), slots.values)
     np.testing.assert_array_equal(made.values, np.where(spoilt[:, None, None], expected, edited.values))
     assert (np.asarray(made.values)[spoilt] != np.asarray(slots.values)[spoilt]).any()
 
