@@ -12,7 +12,7 @@ shortcut edited as CIMRL does it (counterfactual/editor.py; biased references R_
 modalities, z_e; on each modality's code a bias head, which moves no encoder: b_m = q_m b_m(x^c) + (1 - q_m) b_m(x).
 
     L = sum_e CE(Fuse(z_e, s_e sg b_m for m in M_e), y) + sum_m (CE(b_m(x), y) + CE(b_m(x^c), y)) / 2 + L_s + L_c
-      + CE(z_joint(x), y) + KL(z_joint(x^e) || z_joint(x)) + CE(z_joint(x^e), y) + sum_m GCE(R_m(x), y)
+      + w_original CE(z_joint(x), y) + KL(z_joint(x^e) || z_joint(x)) + CE(z_joint(x^e), y) + sum_m GCE(R_m(x), y)
       + w_core sum_m q_m KL(sg p || p^s) + w_context sum_m q_m KL(prior || p^c)
       + w_mix omega CE(sum_e g_e softmax(sg z~_e), y) + balance E sum_e f_e P_e + router_z mean(logsumexp(router)^2)
 
@@ -105,6 +105,8 @@ class Options:
     """With scores=reference: exponent of the references' generalised cross entropy."""
     edit: bool = True
     """Whether the joint expert is fine-tuned on CIMRL's counterfactuals too: the example with its shortcut, which biased references find, edited."""
+    w_original: float = 1.0
+    """With edit: weight of the joint expert's cross entropy on x itself, beside that on x edited; 0 leaves x to the product of experts."""
     cimrl: bool = False
     """Whether the codes learn under CIMRL's other losses: contrastive invariance of an example and its core alone, as far as its quality says, and
     disentanglement."""
@@ -377,7 +379,7 @@ def build(options: Options) -> Method:
             # x^e alone would teach the shortcut's opposite, for an edit always turns what is read; x beside it keeps the balance. The quality is
             # relative to the batch's: how far a reading turns depends on how strong the shortcut is.
             kept = masked_mean(cross_entropy(joint[0], batch.label), weight)
-            more["l_if"] = begun * (kept + masked_mean(turned, weight * (sound if options.filter else 1)))
+            more["l_if"] = begun * (hyper["w_original"] * kept + masked_mean(turned, weight * (sound if options.filter else 1)))
             total += CIMRL["w_if"] * more["l_if"]
         if options.spoil:
             more["quality_auroc"] = quality.told_apart(jnp.asarray(sum(seen.quality.values())), ~spoilt, weight)
