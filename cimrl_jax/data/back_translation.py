@@ -207,8 +207,9 @@ def _guard(text: str) -> tuple[str, list[str]]:
         return f"qx{chr(97 + high)}{chr(97 + low)}xq"
 
     own = KEPT.sub(stand_in, " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split()))
-    # As people write: words that were cut apart are one again, marks stand behind their word, and translators do not know a small i.
-    own = re.sub(r"(?<=\w) (['’]) (?=(?:s|t|m|d|re|ve|ll)\b)", r"\1", own)
+    # As people write: words that were cut apart are one again (not behind a stand-in, whose word they would become part of), marks stand behind
+    # their word, and translators do not know a small i.
+    own = re.sub(r"(?<=\w)(?<!xq) (['’]) (?=(?:s|t|m|d|re|ve|ll)\b)", r"\1", own)
     return re.sub(r"\bi\b", "I", re.sub(r" +([.,;:!?])(?![\w.,;:!?])", r"\1", own)), kept
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cimrl_jax.data import augment_text, back_translation, tokenise, translators, views
@@ -115,6 +115,7 @@ PARTS = ("cat", "<user>", "#tag", "@you", "emoji_15", "<num>", ".", "'", "i", "d
 
 
 @given(st.lists(st.sampled_from(PARTS), max_size=40))
+@example(["#tag", "'", "t"])
 @settings(max_examples=60, deadline=None)
 def test_marked_words_return_at_their_places_through_any_translator_that_hands_on_what_it_does_not_know(words):
     text = " ".join(words)

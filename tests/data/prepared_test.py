@@ -26,7 +26,7 @@ from cimrl_jax.types import Expected, Feature
 from tests.data import layouts
 
 ROOT = pathlib.Path(__file__).parents[2]
-IMAGE, WAIT = (6, 4, 3), 60
+IMAGE, WAIT = (6, 4, 3), 300
 FORMS = [("map", "raw"), ("records", "raw")]
 
 
