@@ -329,12 +329,16 @@ def build(options: Options) -> Method:
         spoiled = {m: core.spoil(jax.random.fold_in(keys[1], i), cores[m], masks[m]) for i, m in enumerate(names)}
         cores = {m: jnp.where(spoilt[:, None], spoiled[m], cores[m]) for m in names}
         blank = params["model"]["blank"]
-        full = {m: core.blanked(jax.random.fold_in(keys[2], i), slots[m], masks[m], hyper["blank"], blank[m]) for i, m in enumerate(names)}
-        views = [full, *counterfactuals(model, params, slots, cores)]
+
+        def blanked(version: Mapping[str, Slots]) -> dict[str, Slots]:
+            drawn = {m: jax.random.fold_in(keys[2], i) for i, m in enumerate(names)}
+            return {m: core.blanked(drawn[m], s, core.eligible(s, model.slots[m]), hyper["blank"], blank[m]) for m, s in version.items()}
+
+        views = [blanked(slots), *counterfactuals(model, params, slots, cores)]
         sound = jnp.ones_like(weight)
         if options.edit:
             edited, sound, state = edit(state, model, params, slots, batch, spoilt, keys[5])
-            views.append(edited)
+            views.append(blanked(edited))  # as x is: blanks in x alone would tell which of the two it is, and each could go by its own reading
         # One pass for all, as in cimrl: a fraction of the program to compile, and larger products.
         codes = together(model, params, keys[3], *views)
         # x is judged without blanks: where they hit the cause, p would say nothing, and no counterfactual could differ from it.

@@ -277,6 +277,12 @@ def test_the_joint_expert_alone_is_fine_tuned_on_edited_examples_once_the_refere
         assert all(float(own.weight.sum()) > 0 for own in after["editor"]["conflict"].values())
 
 
+def test_an_example_and_its_edit_are_blank_in_the_same_places():
+    case = make_case(filter=False)  # the references tell nothing yet, so that nothing is edited: KL is 0, and both cross entropies are one
+    alone, beside = (float(evaluate(*case, blank=0.5, w_original=own)[2]["l_if"]) for own in (0.0, 1.0))
+    assert beside == pytest.approx(2 * alone, rel=1e-5)
+
+
 def _generalised(params, batch):
     """The references' loss on the batch's slots: the mean of (1 - p_y^.7) / .7, summed over modalities."""
     total = 0.0
