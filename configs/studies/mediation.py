@@ -2,7 +2,7 @@
 
 Command:   python -m cimrl_jax.main study --config configs/studies/mediation.py
            On another data set: --base.config configs/digits.py; only some: --only whole,spoilt,spoilt_unfiltered
-Cost:      18 runs of ERM, mediation_moe and the ceiling x 5 seeds x 300 steps
+Cost:      19 runs of ERM, mediation_moe and the ceiling x 5 seeds x 300 steps
 Result:    not yet measured as one run; what is known of single ones is in docs/MEDIATION.md
 """
 
@@ -17,6 +17,7 @@ study = {
     "runs": {
         "whole": {},
         "without_edits": mediation(edit=False),
+        "without_original": mediation(w_original=0.0),
         # CIMRL's biased reference tells which slots carry the shortcut; the core is what the joint expert rests on beside them.
         "identification_of_cimrl": mediation(scores="reference"),
         "losses_of_cimrl": mediation(cimrl=True),
