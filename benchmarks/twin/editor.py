@@ -1,4 +1,4 @@
-"""The editor of `cimrl_jax/counterfactual` in PyTorch, as CIMRL uses it at its default options: biased references, evidence, memories, the five
+"""The editor of `cimrl_jax/counterfactual` in PyTorch, as CIMRL uses it at its default options: biased references, evidence, memories, the
 candidate edits, their quality, the choice among them.
 
 Only the edited slots carry gradient. Where PyTorch has a better tool than ours may use (Cholesky against conjugate gradients), it is used.
@@ -77,7 +77,7 @@ def edit(
     for i, m in enumerate(sorted(live)):
         layout, drawn = layouts[m], draws[m]
         with torch.no_grad():
-            seen = look(references[m], Slots(live[m].values.detach(), live[m].mask), options.threshold)
+            seen = look(references[m], Slots(live[m].values.detach(), live[m].mask), options.threshold, words="splice" in layout.candidates)
             conflict = new["conflict"][m] = update_conflict(state["conflict"][m], seen, label, options.decay)
             pattern = None
             if "exchange" in layout.candidates:
@@ -99,18 +99,30 @@ def edit(
     return out, new
 
 
-def look(reference: Reference, slots: Slots, threshold: float) -> Look:
+def look(reference: Reference, slots: Slots, threshold: float, *, words: bool) -> Look:
     """Reads the modality and chooses its spurious slots."""
     logits, per_slot = reference(slots)
     reading, mask = logits.softmax(-1), slots.mask
     own = per_slot.gather(2, reading.argmax(-1)[:, None, None].expand(-1, mask.shape[1], 1))[..., 0]
     margin = own - (per_slot.sum(-1) - own) / max(per_slot.shape[-1] - 1, 1)
     evidence = torch.where(mask, margin.relu(), 0.0)
+    if words:
+        evidence = evidence * recurring(slots).sqrt()
     best = evidence.amax(-1, keepdim=True)
     chosen = ((evidence >= threshold * best) & (best > 0) & mask).float()
     size = torch.where(mask, margin.abs(), 0.0)
     neutral = torch.where(mask, (1 - size / (threshold * size.amax(-1, keepdim=True)).clamp(min=1e-8)).clamp(min=0), 0.0)
     return Look(slots, reading, evidence, chosen, neutral)
+
+
+def recurring(slots: Slots) -> Tensor:
+    """How many slots of the batch hold just what a slot holds, per example, at most 1."""
+    values = slots.values.float()
+    place = (values * torch.linspace(1, 2, values.shape[-1], device=values.device).sin()).sum(-1)
+    near = 1e-6 * place.masked_fill(~slots.mask, 0.0).abs().amax()
+    ordered = place.masked_fill(~slots.mask, torch.inf).flatten().sort().values
+    count = torch.searchsorted(ordered, place + near, right=True) - torch.searchsorted(ordered, place - near)
+    return torch.where(slots.mask, (count / slots.mask.any(-1).sum().clamp(min=1)).clamp(max=1), 0.0)
 
 
 def read_as(reference: Reference, slots: Slots, aim: Tensor) -> Tensor:
@@ -145,10 +157,13 @@ def candidates(
                 best, partners = alike.max(-1)
                 usable, aim = best > 0, source[partners]
             values, mask = live.values[partners], live.mask[partners]
-        elif kind == "donor":
-            values = swap_ranked(live.values, seen, donors)
+        elif kind in ("splice", "donor"):
             share = seen.chosen.sum(-1) / live.mask.sum(-1).clamp(min=1)
             usable = found & (share > 0) & (share <= options.most)
+            if kind == "splice":
+                values, mask = splice(live, seen.chosen > 0, donors)
+            else:
+                values = swap_ranked(live.values, seen, donors)
         elif kind == "reflect":
             with torch.no_grad():
                 along, across, middle = (part[source, target] for part in mirror(conflict, triangle))
@@ -180,6 +195,17 @@ def likeness(seen: Look, triangle: Tensor) -> Tensor:
     inner = content @ torch.cholesky_solve(elements.T, triangle).T.reshape(content.shape).T
     size = inner.diagonal().clamp(min=1e-12).sqrt()
     return inner / (size[:, None] * size)
+
+
+def splice(live: Slots, chosen: Tensor, donors: Tensor) -> tuple[Tensor, Tensor]:
+    """(values, mask) of the sentences without their chosen words and with the donors', each as far along as where it stood."""
+    place = (live.mask.cumsum(1) - 0.5) / live.mask.sum(1, keepdim=True).clamp(min=1)
+    stays, comes = live.mask & ~chosen, (live.mask & chosen)[donors]
+    at = torch.cat([place.masked_fill(~stays, torch.inf), place[donors].masked_fill(~comes, torch.inf)], 1)
+    last, order = at.sort(dim=1, stable=True)
+    n = live.mask.shape[1]
+    both = torch.cat([live.values, live.values[donors]], 1)
+    return both.gather(1, order[:, :n, None].expand(-1, -1, both.shape[2])), last[:, :n].isfinite()
 
 
 def swap_ranked(values: Tensor, seen: Look, donors: Tensor) -> Tensor:

@@ -21,9 +21,11 @@ from cimrl_jax.errors import UserError
 from cimrl_jax.losses import generalized_cross_entropy, masked_mean
 from cimrl_jax.types import Batch, Hyper, Params, Slots, SlotSpec, Spec
 
-Intervention = Literal["auto", "rewrite", "donor", "reflect", "exchange", "mix", "mask", "mean", "gradient", "noise"]
+Intervention = Literal["auto", "rewrite", "splice", "donor", "reflect", "exchange", "mix", "mask", "mean", "gradient", "noise"]
 Identify = Literal["reference", "memory", "gradient", "random"]
-CANDIDATES = ("rewrite", "donor", "reflect", "exchange", "mix")
+CANDIDATES = ("rewrite", "splice", "donor", "reflect", "exchange", "mix")
+OF_WORDS = {"rewrite", "splice", "mix"}
+"""Those made of texts. A word reflected is no word, and the model sees that; its place in a sentence means another thing in the next."""
 """What "auto" chooses from, the most specific first: on equal quality the earlier wins."""
 PREFERENCE = 2.0
 """A rewrite wins from the others' quality divided by this on: it is a real example, so nothing tells that it was made."""
@@ -42,11 +44,12 @@ class Plan:
     num_classes: int
 
     def candidates(self, m: str) -> tuple[str, ...]:
-        """The edits that are made of a modality. A sentence is rewritten, since its words recur; its places mean another thing in every sentence."""
+        """The edits that are made of a modality."""
         if self.intervention != "auto":
             return (self.intervention,)
-        unfit = {"exchange"} if self.slots[m].kind == "text" else {"rewrite"}
-        return tuple(kind for kind in CANDIDATES if kind not in unfit and (kind != "exchange" or self.directions))
+        if self.slots[m].kind == "text":
+            return tuple(kind for kind in CANDIDATES if kind in OF_WORDS)
+        return tuple(kind for kind in CANDIDATES if kind not in ("rewrite", "splice") and (kind != "exchange" or self.directions))
 
 
 class Edit(NamedTuple):
@@ -188,6 +191,8 @@ def _look(
     weight = batch.weight * batch.present[m]
     if plan.identify == "reference":
         scores = reference.evidence(per_slot, own.mask, jnp.argmax(reading, axis=-1))
+        if plan.slots[m].kind == "text":
+            scores = scores * jnp.sqrt(reference.recurring(own, weight))
     elif plan.identify == "random":
         scores = jnp.where(own.mask, jax.random.uniform(jax.random.fold_in(key, 0), own.mask.shape), 0.0)
     else:
@@ -230,9 +235,13 @@ def _candidates(
         if kind == "rewrite":
             partners, usable = intervene.nearest(_alike(look, learned.spread), (apart > 0.1) & here[:, None] & here)
             values, mask, aim = live.values[partners], live.mask[partners], jnp.argmax(look.reading[partners], axis=-1)
-        elif kind == "donor":
-            values = intervene.donor(live, chosen, look.evidence, donors)
+        elif kind in ("splice", "donor"):
             usable = found & (quality.local(chosen, live.mask, most=plan.most) > 0)
+            if kind == "splice":
+                moved = intervene.splice(live, chosen, donors)
+                values, mask = moved.values, moved.mask
+            else:
+                values = intervene.donor(live, chosen, look.evidence, donors)
         elif kind == "reflect":
             values = intervene.reflect(live, *(part[source, target] for part in learned.mirror))
         elif kind == "exchange":

@@ -1,9 +1,9 @@
 """Counterfactual edits `x' = x + delta` of one modality's slots (METHODS 1.4). Each returns the edited values `[b, n, d]`.
 
-Which edit fits depends on where the shortcut lies: in how a sentence is put, it is replaced by one that says the same otherwise; in a few slots (a
-word, a patch) their content is swapped with a donor's; in every slot (a tint, a tone) its share of each element is reflected; in how slots go
-together (a texture) the patterns of two classes are exchanged in the example as a whole; where none flips the reference, the example is interpolated
-with a donor.
+Which edit fits depends on where the shortcut lies: in how a sentence is put, it is replaced by one that says the same otherwise; in a few words, they
+are taken out and a donor's put in; in a few other slots (a patch) their content is swapped with a donor's; in every slot (a tint, a tone) its share
+of each element is reflected; in how slots go together (a texture) the patterns of two classes are exchanged in the example as a whole; where none
+flips the reference, the example is interpolated with a donor.
 """
 
 from __future__ import annotations
@@ -38,6 +38,19 @@ def donor(slots: Slots, chosen: Float[Array, "b n"], evidence: Float[Array, "b n
     source = jnp.take_along_axis(order[donors], jnp.minimum(rank, last[:, None]), axis=-1)  # [b, n]: slot of the donor
     content = jnp.take_along_axis(slots.values[donors], source[..., None], axis=1)
     return _blend(slots.values, content, chosen)
+
+
+def splice(slots: Slots, chosen: Float[Array, "b n"], donors: Int[Array, " b"]) -> Slots:
+    """Takes the chosen words out of a sentence and puts the donor's chosen ones in, each as far along (as a share of the length) as where it stood.
+
+    The others close up or move apart, so that no gap and no odd place tells of the edit. What is then too long is cut.
+    """
+    place = (jnp.cumsum(slots.mask, axis=1) - 0.5) / jnp.maximum(jnp.sum(slots.mask, axis=1, keepdims=True), 1)
+    stays, comes = slots.mask & (chosen == 0), (slots.mask & (chosen > 0))[donors]
+    at = jnp.concatenate([jnp.where(stays, place, jnp.inf), jnp.where(comes, place[donors], jnp.inf)], axis=1)  # [b, 2n]
+    order = jnp.argsort(at, axis=1, stable=True)[:, : slots.mask.shape[1]]
+    both = jnp.concatenate([slots.values, slots.values[donors]], axis=1)
+    return Slots(jnp.take_along_axis(both, order[..., None], axis=1), jnp.isfinite(jnp.take_along_axis(at, order, axis=1)))
 
 
 def reflect(slots: Slots, along: Float[Array, "b e"], across: Float[Array, "b e"], middle: Float[Array, "b e"]) -> Float[Array, "b n d"]:

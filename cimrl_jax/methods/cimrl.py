@@ -69,7 +69,7 @@ class Options:
     identify: editor.Identify = "reference"
     """What chooses the spurious slots: the biased reference, the error-contrasted memory, the model's own gradient, or chance."""
     intervention: editor.Intervention = "auto"
-    """The edit; "auto" takes of donor, reflect and mix the one that most often flips the reference."""
+    """The edit; "auto" takes, of those that fit the modality, the one that most often flips the reference."""
     threshold: float = 0.5
     """Slots with at least this share of the highest evidence are chosen."""
     most: float = 0.5

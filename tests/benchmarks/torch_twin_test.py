@@ -42,7 +42,7 @@ def steps():
 
 def favour(state, kind):
     """The state in which every modality that has this edit uses it."""
-    first = {"image": ("donor", "reflect", "exchange", "mix"), "text": ("rewrite", "donor", "reflect", "mix")}
+    first = {"image": ("donor", "reflect", "exchange", "mix"), "text": ("rewrite", "splice", "mix")}
     quality = {m: jnp.asarray([4.0 * (own == kind) for own in kinds]) for m, kinds in first.items()}
     return {**state, "editor": {**state["editor"], "quality": quality}}
 
@@ -54,7 +54,7 @@ def meaning(name, rows):
     return np.arange(rows) // (rows // of) != part
 
 
-@pytest.mark.parametrize("method, kind", [("erm", ""), *(("cimrl", kind) for kind in ("rewrite", "donor", "reflect", "exchange", "mix"))])
+@pytest.mark.parametrize("method, kind", [("erm", ""), *(("cimrl", kind) for kind in ("rewrite", "splice", "donor", "reflect", "exchange", "mix"))])
 def test_three_steps_come_to_the_same_losses_and_parameters(steps, method, kind):
     side, step = steps(method)
     state = dataclasses.replace(side.state, method=favour(side.state.method, kind)) if kind else side.state

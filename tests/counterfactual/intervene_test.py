@@ -58,6 +58,34 @@ def test_without_chosen_slots_nothing_is_swapped():
     np.testing.assert_array_equal(intervene.donor(slots, jnp.zeros((4, 3)), jnp.ones((4, 3)), jnp.array([1, 0, 3, 2])), slots.values)
 
 
+def sentence(text, n=6):
+    """(a row of slots, which of them are chosen): a letter is a word, a capital is chosen."""
+    values, mask, chosen = np.zeros((n, 1), np.float32), np.zeros(n, bool), np.zeros(n, np.float32)
+    for i, letter in enumerate(text):
+        values[i], mask[i], chosen[i] = ord(letter.lower()), True, letter.isupper()
+    return values, mask, chosen
+
+
+@pytest.mark.parametrize(
+    ("own", "theirs", "expected"),
+    [
+        ("abXcd", "efYgh", "abycd"),  # where it stood
+        ("Xabc", "efghY", "abcy"),  # from the start to the end
+        ("abXc", "efg", "abc"),  # nothing comes: the others close up
+        ("abcd", "eYf", "abycd"),  # nothing goes: they move apart
+        ("Xabcde", "YfZgWh", "yabzcd"),  # too long by two: cut
+        ("X", "Y", "y"),
+        ("", "Y", "y"),
+        ("aX", "", "a"),
+    ],
+)
+def test_a_splice_takes_the_chosen_words_out_and_puts_the_donors_in_as_far_along(own, theirs, expected):
+    values, mask, chosen = map(jnp.asarray, map(np.stack, zip(sentence(own), sentence(theirs), strict=True)))
+    made = intervene.splice(Slots(values, mask), chosen, jnp.array([1, 0]))
+    said = "".join(chr(int(x)) for x in np.asarray(made.values[0, :, 0])[np.asarray(made.mask[0])])
+    assert said == expected and (np.asarray(made.mask[0]) == (np.arange(6) < len(expected))).all()
+
+
 def test_interpolation_goes_from_the_donor_to_oneself():
     slots, donors = make_slots(), jnp.array([1, 2, 3, 0])
     mixed = intervene.interpolate(slots, donors, jnp.array([1.0, 0.0, 0.5, 0.25]))

@@ -53,6 +53,16 @@ def test_evidence_is_a_slots_own_margin_where_positive(params):
         np.testing.assert_allclose(found[i], np.where(slots.mask[i], np.maximum(margin, 0), 0), atol=1e-6)
 
 
+def test_words_recur_as_often_as_they_are_counted():
+    rng = np.random.default_rng(0)
+    words, mask, weight = rng.integers(0, 40, (9, 5)) // 3, rng.random((9, 5)) < 0.8, np.arange(9) % 4 > 0
+    embedding = 0.02 * rng.normal(size=(40, 48))
+    found = np.asarray(reference.recurring(Slots(jnp.asarray(embedding[words], jnp.float32), jnp.asarray(mask)), jnp.asarray(weight, jnp.float32)))
+    valid = mask & weight[:, None]
+    expected = np.array([[(words[valid] == word).sum() for word in row] for row in words]) / valid.any(1).sum()
+    np.testing.assert_allclose(found, np.where(mask, np.minimum(expected, 1), 0), rtol=1e-6)
+
+
 def test_after_training_the_evidence_points_at_the_slot_that_tells():
     rng = np.random.default_rng(1)
     label, place = rng.integers(0, 2, 200), rng.integers(0, 4, 200)
