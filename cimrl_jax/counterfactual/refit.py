@@ -18,8 +18,8 @@ PULLS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 FOLDS = 5
 ITERATIONS = 300
 LEAST = 0.05
-"""The least gain for which the head is replaced. A shortcut that no edit removes costs more; less is gained where readers are merely often wrong: their
-misreadings are no groups, and the true groups lose."""
+"""The least gain for which the head is replaced. A shortcut that no edit removes costs more; less is gained where readers are merely often wrong:
+their misreadings are no groups, and the true groups lose."""
 
 
 def balance(label: Int[Array, " n"], inferred: Float[Array, "n m c"]) -> Float[Array, " n"]:
