@@ -4,7 +4,7 @@ Neither modality alone tells the label but by its shortcut, which agrees with it
 With 1,000 examples empirical risk minimisation fits the exceptions by heart; docs/MEDIATION.md has the figures.
 
 Command:   python -m cimrl_jax.main --config configs/mediation.py
-Cost:      mediation_moe about 3 min for 5 seeds on one shared CPU core, compile included; the others under a minute each
+Cost:      mediation_moe about 5 min for 5 seeds on one shared CPU core, compile included; the others under a minute each
 Result:    docs/MEDIATION.md (of the last step; a run of this config selects among the last steps on validation)
 """
 
@@ -13,5 +13,5 @@ config = {
     "seeds": (0, 1, 2, 3, 4),
     "data": {"name": "synthetic", "mode": "xor", "shortcut_in": "each", "correlation": 0.9, "width": 24, "shortcut_strength": 3.0, "train": 1000},
     "model": {"dim": 32, "m0": {"encoder": "identity"}, "m1": {"encoder": "identity"}},
-    "train": {"steps": 300, "batch_size": 64, "learning_rate": 1e-3},
+    "train": {"steps": 500, "batch_size": 64, "learning_rate": 1e-3},
 }

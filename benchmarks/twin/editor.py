@@ -49,6 +49,10 @@ class Edit(NamedTuple):
     slots: dict[str, Slots]
     reading: dict[str, Tensor]
     quality: dict[str, Tensor]
+    able: Tensor
+    """The number of modalities whose reference is fit to edit by."""
+    whole: Tensor
+    """Whether all of these were edited, per example."""
 
 
 class Look(NamedTuple):
@@ -71,7 +75,8 @@ def edit(
     draws: Mapping[str, Any],
 ) -> tuple[Edit, State]:
     """Edits every modality by itself; the outcome and the new state."""
-    out, new = Edit({}, {}, {}), {part: {} for part in state}
+    out = Edit({}, {}, {}, torch.zeros((), device=label.device), torch.ones_like(label, dtype=torch.bool))
+    new: State = {part: {} for part in state}
     any_of = draws["which"] < 0.5
     edits = any_of | ((draws["together"] < options.together) | ~any_of.any(1))[:, None]
     for i, m in enumerate(sorted(live)):
@@ -91,12 +96,13 @@ def edit(
             new["quality"][m] = torch.lerp(worths.mean(1), state["quality"][m], options.decay)
             able = skill(conflict["weight"]) >= options.skill
             use = able & edits[:, i]
+            out = out._replace(able=out.able + able, whole=out.whole & (edits[:, i] | ~able))
             out.quality[m] = torch.where(able, worths.index_select(0, best)[0], 0.0)
         values = torch.stack([own.values for own, _, _ in made]).index_select(0, best)[0]
         mask = torch.stack([own.mask for own, _, _ in made]).index_select(0, best)[0]
         out.slots[m] = Slots(torch.where(use[:, None, None], values, live[m].values), torch.where(use[:, None], mask, live[m].mask))
         out.reading[m] = seen.reading
-    return out, new
+    return out._replace(whole=out.whole & (out.able > 0)), new
 
 
 def look(reference: Reference, slots: Slots, threshold: float, *, words: bool) -> Look:

@@ -183,7 +183,8 @@ def twin_state(state: Any, device: str = "cpu") -> Any:
 
     own = state["editor"]
     parts = {part: {m: fields(record) for m, record in own[part].items() if record != ()} for part in ("conflict", "pattern")}
-    return {"editor": {**parts, "quality": {m: tensor(x) for m, x in own["quality"].items()}}, "step": tensor(state["step"])}
+    trial = {name: tensor(x) for name, x in state["trial"]._asdict().items()}
+    return {"editor": {**parts, "quality": {m: tensor(x) for m, x in own["quality"].items()}}, "trial": trial, "step": tensor(state["step"])}
 
 
 @functools.partial(jax.jit, static_argnums=1)

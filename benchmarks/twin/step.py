@@ -77,15 +77,28 @@ class Cimrl(nn.Module):
             l_md = l_md + options.lam * (_unit(original.codes[m]) * _unit(original.codes["shared"])).sum(-1).square().mean()
         before, after = original.logits.log_softmax(-1), edited.logits.log_softmax(-1)
         l_if = options.mu * (after.exp() * (after - before)).sum(-1).mean() + options.nu * functional.cross_entropy(edited.logits, label)
-        ramp = (state["step"] >= options.warmup * self.steps).float()
+        warm = state["step"] >= options.warmup * self.steps
+        with torch.no_grad():
+            trial = self._try(state["trial"], original.logits, edited.logits, edit, warm)
+        ramp = (warm & ~trial["failed"]).float()
         total = options.w_ce * l_ce + options.w_ci * l_ci + options.w_md * l_md + ramp * options.w_if * l_if + learned
 
         figures = {"loss": total, "accuracy": _accuracy(original.logits, label), "l_ce": l_ce, "l_ci": l_ci, "l_md": l_md, "l_if": l_if}
+        figures |= {"turned": trial["turned"], "refused": trial["failed"].float()}
         for m in names:
             figures[f"conflict_{m}"] = (edit.reading[m].argmax(-1) != label).float().mean()
             figures[f"flip_{m}"] = edit.quality[m].mean()
             figures |= {f"quality_{m}_{kind}": new["quality"][m][k] for k, kind in enumerate(self.layouts[m].candidates)}
-        return total, {"editor": new, "step": state["step"] + 1}, {name: value.detach() for name, value in figures.items()}
+        return total, {"editor": new, "trial": trial, "step": state["step"] + 1}, {name: value.detach() for name, value in figures.items()}
+
+    def _try(self, trial: Mapping[str, Tensor], before: Tensor, after: Tensor, edit: editor.Edit, warm: Tensor) -> dict[str, Tensor]:
+        whole = edit.whole & warm
+        steps = torch.where(edit.able > trial["able"], 0.0, trial["steps"]) + whole.any()
+        share = torch.where(whole.any(), (1 / steps.clamp(min=1)).clamp(min=0.05), 0.0)
+        differs = ((before.argmax(-1) != after.argmax(-1)) & whole).sum() / whole.sum().clamp(min=1)
+        turned = trial["turned"] + share * (differs - trial["turned"])
+        failed = trial["failed"] | (whole.any() & (steps >= self.options.warmup * self.steps) & (turned > self.options.trust))
+        return {"turned": turned, "steps": steps, "able": torch.maximum(trial["able"], edit.able), "failed": failed}
 
     def _fit(self, reference: editor.Reference, slots: Slots, label: Tensor) -> Tensor:
         logits, _ = reference(Slots(slots.values.detach(), slots.mask))

@@ -24,9 +24,9 @@ from cimrl_jax.types import Batch, Hyper, Params, Slots, SlotSpec, Spec
 Intervention = Literal["auto", "rewrite", "splice", "donor", "reflect", "exchange", "mix", "mask", "mean", "gradient", "noise"]
 Identify = Literal["reference", "memory", "gradient", "random"]
 CANDIDATES = ("rewrite", "splice", "donor", "reflect", "exchange", "mix")
+"""What "auto" chooses from, the most specific first: on equal quality the earlier wins."""
 OF_WORDS = {"rewrite", "splice", "mix"}
 """Those made of texts. A word reflected is no word, and the model sees that; its place in a sentence means another thing in the next."""
-"""What "auto" chooses from, the most specific first: on equal quality the earlier wins."""
 PREFERENCE = 2.0
 """A rewrite wins from the others' quality divided by this on: it is a real example, so nothing tells that it was made."""
 
@@ -62,6 +62,10 @@ class Edit(NamedTuple):
     """The reference's probabilities on the original."""
     quality: dict[str, Float[Array, " b"]]
     """How far the edit turned the reading into the donor's, 0 to 1."""
+    able: Float[Array, ""]
+    """The number of modalities whose reference is fit to edit by."""
+    whole: Bool[Array, " b"]
+    """Whether all of these were edited."""
 
 
 def init(key: Key[Array, ""], spec: Spec, plan: Plan) -> tuple[Params, Any]:
@@ -135,7 +139,7 @@ def edit(
     model: Model | None = None,
 ) -> tuple[Edit, Any]:
     """Edits every modality by itself; returns the outcome and the new state. `blank` are the learned mask embeddings."""
-    out = Edit({}, {}, {}, {}, {})
+    out = Edit({}, {}, {}, {}, {}, jnp.zeros(()), batch.weight > 0)
     state = {part: dict(values) for part, values in state.items()}
     edits = _which(jax.random.fold_in(key, len(slots)), len(batch.label), len(slots), hyper["together"])
     for stream, m in enumerate(sorted(slots)):
@@ -174,11 +178,12 @@ def edit(
         state["quality"][m] = hyper["decay"] * state["quality"][m] + (1 - hyper["decay"]) * measured
         # A reader that is hardly better than chance has found no shortcut, and an edit would take the cause away.
         able = (memory.skill(state["conflict"][m]) >= hyper["skill"]) | (plan.intervention != "auto")
+        out = out._replace(able=out.able + able, whole=out.whole & (edits[:, stream] | ~able))
         made = [own for own, _, _ in candidates]
         out.slots[m] = jax.tree.map(_pick(able & edits[:, stream], best), slots[m], *made)
         out.evidence[m], out.chosen[m], out.reading[m] = look.evidence, look.chosen, look.reading
         out.quality[m] = jnp.where(able, jnp.stack(worths)[best], 0.0)
-    return out, jax.lax.stop_gradient(state)
+    return out._replace(whole=out.whole & (out.able > 0)), jax.lax.stop_gradient(state)
 
 
 def _look(

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from cimrl_jax.counterfactual import attribution, editor, reference, refit
 from cimrl_jax.losses import cross_entropy, info_nce, kl_divergence, masked_mean
@@ -88,6 +88,9 @@ class Options:
     """Width of the reference's hidden layer."""
     warmup: float = 0.1
     """Share of the run before the counterfactuals count (the reference needs it to learn)."""
+    trust: float = 0.6
+    """The counterfactuals count no more if they still turn more than this share of the model's predictions after it was trained on them for as long
+    as `warmup`: what they take away is then all that tells the label. 1 trusts them always."""
     conflict_weight: float = 1.0
     """Weight of an example whose references misread its label, relative to the others."""
     directions: Annotated[int, Range(low=0)] = 4
@@ -96,6 +99,10 @@ class Options:
     """Whether the counterfactual also serves as the perturbed view: two passes in place of three, for about two thirds of the cost."""
     refit: bool = True
     """Whether the head is refitted at the end to validation examples, balanced over inferred groups, where cross-validation says that this helps."""
+
+
+MEMORY = 0.05
+"""Weight of a step in the running average of the trial."""
 
 
 def build(options: Options) -> Method:
@@ -109,7 +116,8 @@ def build(options: Options) -> Method:
     def init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
         params, state = editor.init(key, spec, plan(spec.slots, spec.num_classes))
         judged = {"key": jax.random.key_data(jax.random.fold_in(key, 1)), "gain": jnp.zeros(()), "error": jnp.zeros(()), "used": jnp.zeros((), bool)}
-        return params, {"editor": state, "refit": judged, "step": jnp.zeros(()), "steps": jnp.asarray(float(spec.steps))}
+        trial = Trial(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.zeros((), bool))
+        return params, {"editor": state, "trial": trial, "refit": judged, "step": jnp.zeros(()), "steps": jnp.asarray(float(spec.steps))}
 
     def loss(
         state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]
@@ -137,17 +145,21 @@ def build(options: Options) -> Method:
             info_nce(original.codes["projection"], perturbed.codes["projection"], temperature=hyper["tau"], weight=batch.weight), batch.weight
         )
         l_md = base.disentangle(hyper, original, heads, batch, weight, ortho=options.ortho, error_weight=options.error_weight)
-        ramp = (state["step"] >= hyper["warmup"] * state["steps"]).astype(jnp.float32)
+        warm = state["step"] >= hyper["warmup"] * state["steps"]
+        trial = _try(state["trial"], original, edited, edit, batch.weight * warm, least=hyper["warmup"] * state["steps"], trust=hyper["trust"])
         l_if = _intervene(options, hyper, original, edited, batch, weight)
+        ramp = (warm & ~trial.failed).astype(jnp.float32)
         total = hyper["w_ce"] * l_ce + hyper["w_ci"] * l_ci + hyper["w_md"] * l_md + ramp * hyper["w_if"] * l_if + learned
-        figures = base.figures(total, original.logits, batch, l_ce=l_ce, l_ci=l_ci, l_md=l_md, l_if=l_if)
+        figures = base.figures(
+            total, original.logits, batch, l_ce=l_ce, l_ci=l_ci, l_md=l_md, l_if=l_if, turned=trial.turned, refused=trial.failed.astype(jnp.float32)
+        )
         for m in slots:
             misread = (jnp.argmax(edit.reading[m], axis=-1) != batch.label).astype(jnp.float32)
             figures[f"conflict_{m}"] = masked_mean(misread, batch.weight * batch.present[m])
             figures[f"flip_{m}"] = masked_mean(edit.quality[m], batch.weight * batch.present[m])
             for k, kind in enumerate(how.candidates(m) if options.intervention == "auto" else ()):
                 figures[f"quality_{m}_{kind}"] = editor_state["quality"][m][k]
-        return total, (state | {"editor": editor_state, "step": state["step"] + 1}, figures)
+        return total, (state | {"editor": editor_state, "trial": trial, "step": state["step"] + 1}, figures)
 
     def counterfactual(
         state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, slots: dict[str, Slots], key: Key[Array, ""], how: editor.Plan
@@ -177,10 +189,12 @@ def build(options: Options) -> Method:
 
     def last(state: Any, hyper: Hyper, model: Model, params: Params, fresh: Params, told: Told) -> tuple[Any, Params]:
         key = jax.random.wrap_key_data(state["refit"]["key"])
-        weight = refit.balance(told.label, told.inferred)
-        found = refit.refit(key, told.features, told.label, weight, *model.head.get(params["model"]))
-        judged = {"key": state["refit"]["key"], "gain": found.gain, "error": found.error, "used": found.used}
-        return state | {"refit": judged}, params | {"model": model.head.put(params["model"], found.kernel, found.bias)}
+        weight, old = refit.balance(told.label, told.inferred), model.head.get(params["model"])
+        found = refit.refit(key, told.features, told.label, weight, *old)
+        used = found.used & ~state["trial"].failed  # readers of what the label rests on infer no groups
+        judged = {"key": state["refit"]["key"], "gain": found.gain, "error": found.error, "used": used}
+        kernel, bias = (jnp.where(used, new, own) for new, own in zip((found.kernel, found.bias), old, strict=True))
+        return state | {"refit": judged}, params | {"model": model.head.put(params["model"], kernel, bias)}
 
     stages = (Stage(share=1.0, loss=loss), *([Stage(share=0.0, loss=None, enter=last, reads="validation")] if options.refit else ()))
     return Method(init=init, stages=stages, hyper=base.swept(options), explain=explain, infer=infer)
@@ -189,6 +203,30 @@ def build(options: Options) -> Method:
 def model_classes(params: Params) -> int:
     """The number of classes, read off the references."""
     return next(iter(params["method"].values()))["outer_bias"].shape[-1]
+
+
+class Trial(NamedTuple):
+    """Whether the model comes to tell the label without what the edits take away."""
+
+    turned: Float[Array, ""]
+    """Of the examples with all edits the share whose predicted class these change, averaged over the last steps."""
+    steps: Float[Array, ""]
+    """The number of steps that were trained with these edits."""
+    able: Float[Array, ""]
+    """The number of modalities that could be edited."""
+    failed: Bool[Array, ""]
+
+
+def _try(trial: Trial, original: Outputs, edited: Outputs, edit: editor.Edit, weight: Float[Array, " b"], *, least: Array, trust: Array) -> Trial:
+    """One more step. When a modality is added the trial begins anew: what still told the label may be edited from then on."""
+    whole = weight * edit.whole
+    seen = jnp.any(whole > 0)
+    steps = jnp.where(edit.able > trial.able, 0.0, trial.steps) + seen
+    differs = (jnp.argmax(original.logits, axis=-1) != jnp.argmax(edited.logits, axis=-1)).astype(jnp.float32)
+    share = jnp.where(seen, jnp.maximum(MEMORY, 1 / jnp.maximum(steps, 1)), 0.0)  # the plain mean of the first steps, then the running one
+    turned = trial.turned + share * (masked_mean(differs, whole) - trial.turned)
+    failed = trial.failed | (seen & (steps >= least) & (turned > trust))
+    return Trial(turned, steps, jnp.maximum(trial.able, edit.able), failed)
 
 
 def _conflict_weight(edit: editor.Edit, batch: Batch, size: Float[Array, ""]) -> Float[Array, " b"]:

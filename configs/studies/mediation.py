@@ -2,7 +2,7 @@
 
 Command:   python -m cimrl_jax.main study --config configs/studies/mediation.py
            On another data set: --base.config configs/digits.py; only some: --only whole,spoilt,spoilt_unfiltered
-Cost:      19 runs of ERM, mediation_moe and the ceiling x 5 seeds x 300 steps
+Cost:      19 runs of ERM, mediation_moe and the ceiling x 5 seeds x 500 steps
 Result:    not yet measured as one run; what is known of single ones is in docs/MEDIATION.md
 """
 

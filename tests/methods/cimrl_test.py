@@ -13,7 +13,8 @@ import pytest
 import scipy.special
 
 from cimrl_jax.counterfactual import editor
-from cimrl_jax.methods import base
+from cimrl_jax.methods import base, cimrl
+from cimrl_jax.types import Told
 from tests import tiny
 
 KEY = jax.random.key(7)
@@ -109,6 +110,60 @@ def test_counterfactuals_wait_for_the_warm_up():
         without, _, _, _ = evaluate({"warmup": 0.3, "w_if": 0.0}, state=early)
         assert whole - without == pytest.approx(float(metrics["l_if"]) * counted, abs=1e-5)
         assert after["step"] == step + 1
+
+
+BY_CHANCE = {"identify": "random", "intervention": "noise"}
+"""Edits that are made whatever the references read."""
+
+
+@pytest.mark.parametrize(
+    ("trial", "counted"),
+    [
+        ({"turned": 0.9, "steps": 50.0}, False),
+        ({"turned": 0.1, "steps": 50.0}, True),
+        ({"turned": 0.9, "steps": 0.0}, True),  # not yet tried for long enough
+        ({"turned": 0.9, "steps": 50.0, "able": 0.0}, True),  # a modality is new: the trial begins anew
+        ({"turned": 0.0, "steps": 50.0, "failed": True}, False),  # once refused, refused for good
+    ],
+)
+def test_counterfactuals_that_still_turn_the_prediction_after_their_trial_count_no_more(trial, counted):
+    _, _, _, state, _ = make_case(**BY_CHANCE)
+    begun = {"turned": 0.0, "steps": 0.0, "able": 3.0, "failed": False} | trial
+    state = state | {"trial": cimrl.Trial(*(jnp.asarray(begun[name]) for name in cimrl.Trial._fields))}
+    whole, metrics, _, after = evaluate({"warmup": 0.4}, state=state, **BY_CHANCE)
+    without, _, _, _ = evaluate({"warmup": 0.4, "w_if": 0.0}, state=state, **BY_CHANCE)
+    assert whole - without == pytest.approx(float(metrics["l_if"]) * counted, abs=1e-5) and metrics["l_if"] > 0.01
+    assert bool(after["trial"].failed) == (not counted)
+
+
+def test_the_trial_measures_how_often_edits_of_all_modalities_turn_the_prediction():
+    every = {"identify": "gradient", "intervention": "gradient", "together": 1.0, "size": 1.0}
+    original, _, edited = outputs(**every)
+    turned = np.argmax(original.logits, -1) != np.argmax(edited.logits, -1)
+    _, _, _, after = evaluate(**every)
+    expected = np.average(turned, weights=WEIGHT)
+    assert 0 < expected < 1 and float(after["trial"].turned) == pytest.approx(expected, abs=1e-6)
+    assert float(after["trial"].steps) == 1
+    _, _, _, later = evaluate(state=after | {"trial": after["trial"]._replace(turned=jnp.zeros(()), steps=jnp.float32(99))}, **every)
+    assert float(later["trial"].turned) == pytest.approx(cimrl.MEMORY * expected, abs=1e-6)
+
+
+def test_the_head_stays_where_the_counterfactuals_were_refused():
+    record, model, params, state, _ = make_case()
+    rng = np.random.default_rng(0)
+    label, width = np.repeat([0, 1, 2], 40), model.head.get(params["model"])[0].shape[0]
+    told = Told(
+        logits=jnp.zeros((120, 3)),
+        features=jnp.asarray(np.eye(3)[label] @ rng.normal(size=(3, width)) + 0.1 * rng.normal(size=(120, width)), jnp.float32),
+        label=jnp.asarray(label),
+        group=jnp.full(120, -1),
+        inferred=jnp.full((120, 1, 3), 1 / 3),
+    )
+    enter = jax.jit(lambda state: record.stages[1].enter(state, {}, model, params, params, told))
+    for refused in (False, True):
+        after, new = enter(state | {"trial": state["trial"]._replace(failed=jnp.asarray(refused))})
+        kept = all(np.array_equal(a, b) for a, b in zip(model.head.get(new["model"]), model.head.get(params["model"]), strict=True))
+        assert kept == refused == (not bool(after["refit"]["used"]))
 
 
 @pytest.mark.parametrize("economy", [False, True])
