@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import errno
 import json
@@ -28,6 +29,7 @@ from cimrl_jax.report.results import BASELINE, CEILING, Results
 from cimrl_jax.report.tables import console_table
 from cimrl_jax.selection import Finished, Look, choose, needs
 from cimrl_jax.train import loop, mesh
+from cimrl_jax.types import REFUSED
 
 PARTS = ("train", "evaluate", "report")
 WEIGHTS = "weights.json"
@@ -213,6 +215,16 @@ def _evaluate(best: Finished, look: Look, rule: str) -> tuple[list[dict[str, Any
     return runs, found.cards
 
 
+def refusals(runs: list[dict[str, Any]]) -> list[str]:
+    """A warning for every method and modality whose edits were refused in some seeds."""
+    count = collections.Counter(run["method"] for run in runs)
+    refused = collections.Counter(
+        (run["method"], m) for run in runs for m, found in run["identification"].items() if found.get("verdict", {}).get(REFUSED)
+    )
+    why = "they took away all that tells the label, so it has no shortcut there or none that is told apart from the cause"
+    return [f"{name} gave up its edits of {m} in {n} of {count[name]} seeds: {why}" for (name, m), n in refused.items()]
+
+
 def _results(config: Config, look: Look, runs: list[dict[str, Any]], tried: list[dict[str, Any]]) -> Results:
     level, resamples = config.evaluate.level, config.evaluate.bootstrap
 
@@ -231,6 +243,7 @@ def _results(config: Config, look: Look, runs: list[dict[str, Any]], tried: list
     if erm:
         fall = robustness.fell_for_shortcut([run["splits"] for run in runs if run["method"] == BASELINE])
         warnings += [fall.warning] if fall.warning else []
+    warnings += refusals(runs)
     if skipped := look.built.dataset.skipped:
         warnings.append(f"{len(skipped)} rows of the data could not be used and were left out; the first: {skipped[0]}")
     if len(config.seeds) < 5:

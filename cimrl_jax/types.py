@@ -264,6 +264,10 @@ class Stage(NamedTuple):
     """The traced number that is this stage's weight decay."""
 
 
+REFUSED = "edits refused"
+"""The verdict of a method that gave up its edits of a modality."""
+
+
 class Method(NamedTuple):
     """A way of training, as a record of pure functions (see `methods/base.py`)."""
 
@@ -285,6 +289,8 @@ class Method(NamedTuple):
     infer: Callable[..., dict[str, Array]] | None = None
     """(method_state, hyper, model, params, slots) -> {m: [b, c]}: for each modality, the class that its shortcut speaks for, as far as the method can
     tell without having been told."""
+    verdicts: Callable[..., dict[str, dict[str, Array]]] | None = None
+    """(method_state, modalities in order) -> {modality or "all": {name: scalar in 0..1}}: what it decided for itself, of which the report tells."""
     needs_groups: bool = False
     """Trains on group labels."""
     needs_validation_groups: bool = False

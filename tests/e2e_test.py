@@ -24,6 +24,7 @@ from cimrl_jax.config import fingerprint, load, plain
 from cimrl_jax.main import main
 from cimrl_jax.selection import Look
 from cimrl_jax.train import loop
+from cimrl_jax.types import REFUSED
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -92,6 +93,9 @@ def test_the_results_file_keeps_its_schema(results):
             assert sum(group["n"] for group in split["groups"].values()) in (20, 40)
     assert all({"image", "text"} <= set(run["identification"]) for run in results["runs"])
     assert "cimrl" in {run["method"] for run in results["runs"] if "all" in run["identification"]}
+    for found in (run["identification"] for run in results["runs"] if run["method"] == "cimrl"):
+        assert found["image"]["verdict"] == found["text"]["verdict"] == {REFUSED: 0}
+        assert found["all"]["verdict"]["head refitted"] in (0, 1)
     for line in results["summary"]:
         assert {"method", "split", "metric", "mean", "std", "ci95", "n"} <= set(line) and line["n"] <= 2
     assert {(line["method"], line["metric"]) for line in results["summary"]} >= {(m, metric) for m in METHODS for metric in METRICS - {"groups"}}

@@ -18,6 +18,7 @@ from cimrl_jax.errors import UserError
 from cimrl_jax.report.results import Results
 from cimrl_jax.selection import Look
 from cimrl_jax.train import loop
+from cimrl_jax.types import REFUSED
 from tests import tiny
 
 
@@ -163,3 +164,15 @@ def test_the_compile_cache_goes_where_the_environment_says(tmp_path, monkeypatch
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+def test_a_method_that_gave_its_counterfactuals_up_is_told_of():
+    def run(method, refused):
+        return {
+            "method": method,
+            "identification": {"image": {"cause": {}, **({} if refused is None else {"verdict": {REFUSED: refused}})}, "all": {}},
+        }
+
+    assert experiment.refusals([run("erm", None), run("cimrl", 0.0), run("cimrl", 0.0)]) == []
+    (told,) = experiment.refusals([run("erm", None), run("cimrl", 1.0), run("cimrl", 0.0), run("cimrl", 1.0)])
+    assert told.startswith("cimrl gave up its edits of image in 2 of 3 seeds")

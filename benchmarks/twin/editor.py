@@ -50,7 +50,7 @@ class Edit(NamedTuple):
     reading: dict[str, Tensor]
     quality: dict[str, Tensor]
     able: Tensor
-    """The number of modalities whose reference is fit to edit by."""
+    """Of the modalities in the order of their names those whose reference is fit to edit by, and that are not refused."""
     whole: Tensor
     """Whether all of these were edited, per example."""
 
@@ -73,9 +73,10 @@ def edit(
     live: Mapping[str, Slots],
     label: Tensor,
     draws: Mapping[str, Any],
+    refused: Tensor,
 ) -> tuple[Edit, State]:
-    """Edits every modality by itself; the outcome and the new state."""
-    out = Edit({}, {}, {}, torch.zeros((), device=label.device), torch.ones_like(label, dtype=torch.bool))
+    """Edits every modality by itself but for the refused ones; the outcome and the new state."""
+    out = Edit({}, {}, {}, torch.zeros_like(refused), torch.ones_like(label, dtype=torch.bool))
     new: State = {part: {} for part in state}
     any_of = draws["which"] < 0.5
     edits = any_of | ((draws["together"] < options.together) | ~any_of.any(1))[:, None]
@@ -94,15 +95,17 @@ def edit(
             preference = [(PREFERENCE if kind == "rewrite" else 1.0) + 1e-3 * (len(kinds) - k) for k, kind in enumerate(kinds)]
             best = (state["quality"][m] * torch.tensor(preference, device=label.device)).argmax(0, keepdim=True)  # [1]: an index, never a sync
             new["quality"][m] = torch.lerp(worths.mean(1), state["quality"][m], options.decay)
-            able = skill(conflict["weight"]) >= options.skill
+            able = (skill(conflict["weight"]) >= options.skill) & ~refused[i]
             use = able & edits[:, i]
-            out = out._replace(able=out.able + able, whole=out.whole & (edits[:, i] | ~able))
+            fit = out.able.clone()
+            fit[i] = able
+            out = out._replace(able=fit, whole=out.whole & (edits[:, i] | ~able))
             out.quality[m] = torch.where(able, worths.index_select(0, best)[0], 0.0)
         values = torch.stack([own.values for own, _, _ in made]).index_select(0, best)[0]
         mask = torch.stack([own.mask for own, _, _ in made]).index_select(0, best)[0]
         out.slots[m] = Slots(torch.where(use[:, None, None], values, live[m].values), torch.where(use[:, None], mask, live[m].mask))
         out.reading[m] = seen.reading
-    return out._replace(whole=out.whole & (out.able > 0)), new
+    return out._replace(whole=out.whole & out.able.any()), new
 
 
 def look(reference: Reference, slots: Slots, threshold: float, *, words: bool) -> Look:

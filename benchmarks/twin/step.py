@@ -57,7 +57,7 @@ class Cimrl(nn.Module):
         options, names = self.options, sorted(inputs)
         slots = {m: self.model.embed(m, inputs[m]) for m in names}
         references: Any = self.method
-        edit, new = editor.edit(options, self.layouts, references, state["editor"], slots, label, draws)
+        edit, new = editor.edit(options, self.layouts, references, state["editor"], slots, label, draws, state["trial"]["refused"])
         learned = sum(self._fit(references[m], slots[m], label) for m in names)
         with torch.no_grad():
             perturbed = {m: PERTURB[m](inputs[m], draws[m]["view"]) for m in names}
@@ -80,25 +80,30 @@ class Cimrl(nn.Module):
         warm = state["step"] >= options.warmup * self.steps
         with torch.no_grad():
             trial = self._try(state["trial"], original.logits, edited.logits, edit, warm)
-        ramp = (warm & ~trial["failed"]).float()
+        ramp = warm.float()
         total = options.w_ce * l_ce + options.w_ci * l_ci + options.w_md * l_md + ramp * options.w_if * l_if + learned
 
         figures = {"loss": total, "accuracy": _accuracy(original.logits, label), "l_ce": l_ce, "l_ci": l_ci, "l_md": l_md, "l_if": l_if}
-        figures |= {"turned": trial["turned"], "refused": trial["failed"].float()}
-        for m in names:
+        figures["turned"] = trial["turned"]
+        for i, m in enumerate(names):
+            figures[f"refused_{m}"] = trial["refused"][i].float()
             figures[f"conflict_{m}"] = (edit.reading[m].argmax(-1) != label).float().mean()
             figures[f"flip_{m}"] = edit.quality[m].mean()
             figures |= {f"quality_{m}_{kind}": new["quality"][m][k] for k, kind in enumerate(self.layouts[m].candidates)}
         return total, {"editor": new, "trial": trial, "step": state["step"] + 1}, {name: value.detach() for name, value in figures.items()}
 
     def _try(self, trial: Mapping[str, Tensor], before: Tensor, after: Tensor, edit: editor.Edit, warm: Tensor) -> dict[str, Tensor]:
+        new = edit.able & ~trial["known"]
+        last = torch.where(new.any(), new, trial["last"])
         whole = edit.whole & warm
-        steps = torch.where(edit.able > trial["able"], 0.0, trial["steps"]) + whole.any()
+        steps = torch.where(new.any(), 0.0, trial["steps"]) + whole.any()
         share = torch.where(whole.any(), (1 / steps.clamp(min=1)).clamp(min=0.05), 0.0)
         differs = ((before.argmax(-1) != after.argmax(-1)) & whole).sum() / whole.sum().clamp(min=1)
         turned = trial["turned"] + share * (differs - trial["turned"])
-        failed = trial["failed"] | (whole.any() & (steps >= self.options.warmup * self.steps) & (turned > self.options.trust))
-        return {"turned": turned, "steps": steps, "able": torch.maximum(trial["able"], edit.able), "failed": failed}
+        failed = whole.any() & (steps >= max(self.options.warmup * self.steps, 20)) & (turned > self.options.trust)
+        refused, known = trial["refused"] | (last & failed), trial["known"] | edit.able
+        last = torch.where(failed, known & ~refused, last)
+        return {"turned": turned, "steps": torch.where(failed, 0.0, steps), "known": known, "last": last, "refused": refused}
 
     def _fit(self, reference: editor.Reference, slots: Slots, label: Tensor) -> Tensor:
         logits, _ = reference(Slots(slots.values.detach(), slots.mask))

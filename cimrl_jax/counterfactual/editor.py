@@ -62,8 +62,8 @@ class Edit(NamedTuple):
     """The reference's probabilities on the original."""
     quality: dict[str, Float[Array, " b"]]
     """How far the edit turned the reading into the donor's, 0 to 1."""
-    able: Float[Array, ""]
-    """The number of modalities whose reference is fit to edit by."""
+    able: Bool[Array, " m"]
+    """Of the modalities in the order of their names those whose reference is fit to edit by, and that are not refused."""
     whole: Bool[Array, " b"]
     """Whether all of these were edited."""
 
@@ -137,9 +137,10 @@ def edit(
     *,
     blank: Mapping[str, Float[Array, " d"]],
     model: Model | None = None,
+    refused: Bool[Array, " m"] | None = None,
 ) -> tuple[Edit, Any]:
-    """Edits every modality by itself; returns the outcome and the new state. `blank` are the learned mask embeddings."""
-    out = Edit({}, {}, {}, {}, {}, jnp.zeros(()), batch.weight > 0)
+    """Edits every modality by itself but for the refused ones; returns the outcome and the new state. `blank` are the learned mask embeddings."""
+    out = Edit({}, {}, {}, {}, {}, jnp.zeros(len(slots), bool), batch.weight > 0)
     state = {part: dict(values) for part, values in state.items()}
     edits = _which(jax.random.fold_in(key, len(slots)), len(batch.label), len(slots), hyper["together"])
     for stream, m in enumerate(sorted(slots)):
@@ -178,12 +179,13 @@ def edit(
         state["quality"][m] = hyper["decay"] * state["quality"][m] + (1 - hyper["decay"]) * measured
         # A reader that is hardly better than chance has found no shortcut, and an edit would take the cause away.
         able = (memory.skill(state["conflict"][m]) >= hyper["skill"]) | (plan.intervention != "auto")
-        out = out._replace(able=out.able + able, whole=out.whole & (edits[:, stream] | ~able))
+        able &= True if refused is None else ~refused[stream]
+        out = out._replace(able=out.able.at[stream].set(able), whole=out.whole & (edits[:, stream] | ~able))
         made = [own for own, _, _ in candidates]
         out.slots[m] = jax.tree.map(_pick(able & edits[:, stream], best), slots[m], *made)
         out.evidence[m], out.chosen[m], out.reading[m] = look.evidence, look.chosen, look.reading
         out.quality[m] = jnp.where(able, jnp.stack(worths)[best], 0.0)
-    return out._replace(whole=out.whole & (out.able > 0)), jax.lax.stop_gradient(state)
+    return out._replace(whole=out.whole & jnp.any(out.able)), jax.lax.stop_gradient(state)
 
 
 def _look(

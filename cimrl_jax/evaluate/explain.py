@@ -41,7 +41,7 @@ class Examined(NamedTuple):
     """What `examine` found."""
 
     identification: list[dict[str, Any]]
-    """Each member's metrics of identification, and its consistency under its edits."""
+    """Each member's metrics of identification; under "all" its consistency under its edits ("edit"); its `Method.verdicts` ("verdict")."""
     routing: list[dict[str, Any] | None]
     """Each member's `routing.finish` over groups ("of": "groups"), or over classes where no group is known, with the "split"; None without gates."""
     cards: list[dict[str, Any]]
@@ -69,7 +69,13 @@ def examine(own: Explained, dataset: Dataset, split: str, *, shown: int) -> Exam
     for i in range(len(next(iter(own.members.hyper.values())))):
         found, change, gates = jax.tree.map(lambda x, i=i: np.asarray(x)[i], sums)
         report = alignment.finish(found)
-        identification.append(report | ({"all": {"edit": alignment.consistency_report(change)}} if change is not None else {}))
+        if change is not None:
+            report["all"] = {"edit": alignment.consistency_report(change)}
+        if own.method.verdicts is not None:
+            decided = own.method.verdicts(jax.tree.map(lambda x, i=i: x[i], own.members.state), sorted(model.slots))
+            for place, numbers in decided.items():
+                report.setdefault(place, {})["verdict"] = {name: float(value) for name, value in numbers.items()}
+        identification.append(report)
         about = {"split": split, "of": "groups" if grouped else "classes"}
         routed.append(None if gates is None else about | routing.finish(gates, names=names))
     return Examined(identification, routed, _examples(own, dataset, split, shown))

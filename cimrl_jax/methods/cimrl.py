@@ -8,15 +8,16 @@
 
 Which features are spurious is what the equations leave open. Here a deliberately shallow reader of each modality (counterfactual/reference.py),
 trained beside the model with a loss that ignores what is hard, tells for each example what its shortcut says and in which slots; the edit is the one
-of several that most often turns that reading into another example's (counterfactual/editor.py). At the end the head is refitted to validation
-examples, balanced over groups that the readers infer, if that helps on examples left out (counterfactual/refit.py). `nu`, the reference, the choice
-of edit and the refit are this project's realisation.
+of several that most often turns that reading into another example's (counterfactual/editor.py). A modality whose edits turn the model's own
+prediction for good is left alone (`Trial`): they take the cause away. At the end the head is refitted to validation examples, balanced over groups
+that the readers infer, if that helps on examples left out (counterfactual/refit.py). `nu`, the reference, the choice of edit, its trial and the refit
+are this project's realisation.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from cimrl_jax.counterfactual import attribution, editor, reference, refit
 from cimrl_jax.losses import cross_entropy, info_nce, kl_divergence, masked_mean
 from cimrl_jax.methods import base
 from cimrl_jax.options import Range
-from cimrl_jax.types import Batch, Hyper, Method, Metrics, Model, Outputs, Params, Slots, Spec, Stage, Told
+from cimrl_jax.types import REFUSED, Batch, Hyper, Method, Metrics, Model, Outputs, Params, Slots, Spec, Stage, Told
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,8 +90,8 @@ class Options:
     warmup: float = 0.1
     """Share of the run before the counterfactuals count (the reference needs it to learn)."""
     trust: float = 0.6
-    """The counterfactuals count no more if they still turn more than this share of the model's predictions after it was trained on them for as long
-    as `warmup`: what they take away is then all that tells the label. 1 trusts them always."""
+    """The modality added last is edited no more if the edits still turn more than this share of the model's predictions after it was trained on them
+    for as long as `warmup`: what they take away is then all that tells the label. 1 trusts them always."""
     conflict_weight: float = 1.0
     """Weight of an example whose references misread its label, relative to the others."""
     directions: Annotated[int, Range(low=0)] = 4
@@ -116,7 +117,8 @@ def build(options: Options) -> Method:
     def init(key: Key[Array, ""], spec: Spec) -> tuple[Params, Any]:
         params, state = editor.init(key, spec, plan(spec.slots, spec.num_classes))
         judged = {"key": jax.random.key_data(jax.random.fold_in(key, 1)), "gain": jnp.zeros(()), "error": jnp.zeros(()), "used": jnp.zeros((), bool)}
-        trial = Trial(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.zeros((), bool))
+        none = jnp.zeros(len(spec.slots), bool)
+        trial = Trial(jnp.zeros(()), jnp.zeros(()), none, none, none)
         return params, {"editor": state, "trial": trial, "refit": judged, "step": jnp.zeros(()), "steps": jnp.asarray(float(spec.steps))}
 
     def loss(
@@ -148,14 +150,13 @@ def build(options: Options) -> Method:
         warm = state["step"] >= hyper["warmup"] * state["steps"]
         trial = _try(state["trial"], original, edited, edit, batch.weight * warm, least=hyper["warmup"] * state["steps"], trust=hyper["trust"])
         l_if = _intervene(options, hyper, original, edited, batch, weight)
-        ramp = (warm & ~trial.failed).astype(jnp.float32)
+        ramp = warm.astype(jnp.float32)
         total = hyper["w_ce"] * l_ce + hyper["w_ci"] * l_ci + hyper["w_md"] * l_md + ramp * hyper["w_if"] * l_if + learned
-        figures = base.figures(
-            total, original.logits, batch, l_ce=l_ce, l_ci=l_ci, l_md=l_md, l_if=l_if, turned=trial.turned, refused=trial.failed.astype(jnp.float32)
-        )
-        for m in slots:
+        figures = base.figures(total, original.logits, batch, l_ce=l_ce, l_ci=l_ci, l_md=l_md, l_if=l_if, turned=trial.turned)
+        for refused, m in zip(trial.refused, sorted(slots), strict=True):
             misread = (jnp.argmax(edit.reading[m], axis=-1) != batch.label).astype(jnp.float32)
             figures[f"conflict_{m}"] = masked_mean(misread, batch.weight * batch.present[m])
+            figures[f"refused_{m}"] = refused.astype(jnp.float32)
             figures[f"flip_{m}"] = masked_mean(edit.quality[m], batch.weight * batch.present[m])
             for k, kind in enumerate(how.candidates(m) if options.intervention == "auto" else ()):
                 figures[f"quality_{m}_{kind}"] = editor_state["quality"][m][k]
@@ -176,7 +177,9 @@ def build(options: Options) -> Method:
             error = 1.0 - jnp.take_along_axis(jax.nn.softmax(out), batch.label[:, None], axis=-1)[:, 0]
             told = editor.Model(gradient, predicted, error)
         references = jax.lax.stop_gradient(params["method"])
-        return editor.edit(how, references, state["editor"], hyper, slots, batch, key, blank=params["model"]["blank"], model=told)
+        return editor.edit(
+            how, references, state["editor"], hyper, slots, batch, key, blank=params["model"]["blank"], model=told, refused=state["trial"].refused
+        )
 
     def explain(state: Any, hyper: Hyper, model: Model, params: Params, batch: Batch, key: Key[Array, ""]) -> dict[str, dict[str, Any]]:
         slots = model.embed(params["model"], batch.inputs, batch.present)
@@ -185,19 +188,23 @@ def build(options: Options) -> Method:
         return {"evidence": edit.evidence, "chosen": edit.chosen, "edited": edit.slots}
 
     def infer(state: Any, hyper: Hyper, model: Model, params: Params, slots: dict[str, Slots]) -> dict[str, Float[Array, "b c"]]:
-        return {m: jax.nn.softmax(reference.read(params["method"][m], own)[0]) for m, own in slots.items()}
+        # A reader whose edits were refused reads what the label rests on, and infers no groups.
+        logits = {m: reference.read(params["method"][m], own)[0] for m, own in slots.items()}
+        return {m: jax.nn.softmax(jnp.where(state["trial"].refused[k], 0.0, logits[m])) for k, m in enumerate(sorted(slots))}
+
+    def verdicts(state: Any, names: Sequence[str]) -> dict[str, dict[str, Array]]:
+        refused = {m: {REFUSED: state["trial"].refused[k]} for k, m in enumerate(names)}
+        return refused | {"all": {"head refitted": state["refit"]["used"]}}
 
     def last(state: Any, hyper: Hyper, model: Model, params: Params, fresh: Params, told: Told) -> tuple[Any, Params]:
         key = jax.random.wrap_key_data(state["refit"]["key"])
-        weight, old = refit.balance(told.label, told.inferred), model.head.get(params["model"])
-        found = refit.refit(key, told.features, told.label, weight, *old)
-        used = found.used & ~state["trial"].failed  # readers of what the label rests on infer no groups
-        judged = {"key": state["refit"]["key"], "gain": found.gain, "error": found.error, "used": used}
-        kernel, bias = (jnp.where(used, new, own) for new, own in zip((found.kernel, found.bias), old, strict=True))
-        return state | {"refit": judged}, params | {"model": model.head.put(params["model"], kernel, bias)}
+        weight = refit.balance(told.label, told.inferred)
+        found = refit.refit(key, told.features, told.label, weight, *model.head.get(params["model"]))
+        judged = {"key": state["refit"]["key"], "gain": found.gain, "error": found.error, "used": found.used}
+        return state | {"refit": judged}, params | {"model": model.head.put(params["model"], found.kernel, found.bias)}
 
     stages = (Stage(share=1.0, loss=loss), *([Stage(share=0.0, loss=None, enter=last, reads="validation")] if options.refit else ()))
-    return Method(init=init, stages=stages, hyper=base.swept(options), explain=explain, infer=infer)
+    return Method(init=init, stages=stages, hyper=base.swept(options), explain=explain, infer=infer, verdicts=verdicts)
 
 
 def model_classes(params: Params) -> int:
@@ -206,27 +213,34 @@ def model_classes(params: Params) -> int:
 
 
 class Trial(NamedTuple):
-    """Whether the model comes to tell the label without what the edits take away."""
+    """Whether the model comes to tell the label without what the edits take away. `m` are the modalities in the order of their names."""
 
     turned: Float[Array, ""]
     """Of the examples with all edits the share whose predicted class these change, averaged over the last steps."""
     steps: Float[Array, ""]
     """The number of steps that were trained with these edits."""
-    able: Float[Array, ""]
-    """The number of modalities that could be edited."""
-    failed: Bool[Array, ""]
+    known: Bool[Array, " m"]
+    """The modalities that were ever edited."""
+    last: Bool[Array, " m"]
+    """Those of them that are on trial: what still told the label may be edited since they were added."""
+    refused: Bool[Array, " m"]
+    """Those that are edited no more."""
 
 
 def _try(trial: Trial, original: Outputs, edited: Outputs, edit: editor.Edit, weight: Float[Array, " b"], *, least: Array, trust: Array) -> Trial:
-    """One more step. When a modality is added the trial begins anew: what still told the label may be edited from then on."""
+    """One more step. The trial begins anew when a modality is added or refused; if it fails again after the last was refused, so are the others."""
+    new = edit.able & ~trial.known
+    last = jnp.where(jnp.any(new), new, trial.last)
     whole = weight * edit.whole
     seen = jnp.any(whole > 0)
-    steps = jnp.where(edit.able > trial.able, 0.0, trial.steps) + seen
+    steps = jnp.where(jnp.any(new), 0.0, trial.steps) + seen
     differs = (jnp.argmax(original.logits, axis=-1) != jnp.argmax(edited.logits, axis=-1)).astype(jnp.float32)
     share = jnp.where(seen, jnp.maximum(MEMORY, 1 / jnp.maximum(steps, 1)), 0.0)  # the plain mean of the first steps, then the running one
     turned = trial.turned + share * (masked_mean(differs, whole) - trial.turned)
-    failed = trial.failed | (seen & (steps >= least) & (turned > trust))
-    return Trial(turned, steps, jnp.maximum(trial.able, edit.able), failed)
+    failed = seen & (steps >= jnp.maximum(least, 1 / MEMORY)) & (turned > trust)
+    refused = trial.refused | (last & failed)
+    known = trial.known | edit.able
+    return Trial(turned, jnp.where(failed, 0.0, steps), known, jnp.where(failed, known & ~refused, last), refused)
 
 
 def _conflict_weight(edit: editor.Edit, batch: Batch, size: Float[Array, ""]) -> Float[Array, " b"]:

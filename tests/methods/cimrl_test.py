@@ -14,7 +14,7 @@ import scipy.special
 
 from cimrl_jax.counterfactual import editor
 from cimrl_jax.methods import base, cimrl
-from cimrl_jax.types import Told
+from cimrl_jax.types import REFUSED
 from tests import tiny
 
 KEY = jax.random.key(7)
@@ -116,54 +116,55 @@ BY_CHANCE = {"identify": "random", "intervention": "noise"}
 """Edits that are made whatever the references read."""
 
 
+def begun(**changes):
+    """A trial of two modalities, both edited for long."""
+    fields = {"turned": 0.0, "steps": 50.0, "known": [True, True], "last": [True, True], "refused": [False, False]} | changes
+    return {"trial": cimrl.Trial(*(jnp.asarray(fields[name]) for name in cimrl.Trial._fields))}
+
+
 @pytest.mark.parametrize(
-    ("trial", "counted"),
+    ("trial", "refused"),
     [
-        ({"turned": 0.9, "steps": 50.0}, False),
-        ({"turned": 0.1, "steps": 50.0}, True),
-        ({"turned": 0.9, "steps": 0.0}, True),  # not yet tried for long enough
-        ({"turned": 0.9, "steps": 50.0, "able": 0.0}, True),  # a modality is new: the trial begins anew
-        ({"turned": 0.0, "steps": 50.0, "failed": True}, False),  # once refused, refused for good
+        ({"turned": 0.9}, [True, True]),
+        ({"turned": 0.1}, [False, False]),
+        ({"turned": 0.9, "steps": 0.0}, [False, False]),  # not yet tried for long enough
+        ({"turned": 0.9, "last": [False, True]}, [False, True]),  # what came last is what took the rest away
+        ({"turned": 0.9, "last": [False, True], "known": [True, False]}, [False, False]),  # it is new: the trial begins anew
+        ({"turned": 0.9, "last": [False, True], "refused": [True, False]}, [True, True]),  # once refused, refused for good
+        ({"turned": 0.0, "refused": [True, False]}, [True, False]),
     ],
 )
-def test_counterfactuals_that_still_turn_the_prediction_after_their_trial_count_no_more(trial, counted):
+def test_a_modality_whose_edits_still_turn_the_prediction_after_their_trial_is_refused(trial, refused):
     _, _, _, state, _ = make_case(**BY_CHANCE)
-    begun = {"turned": 0.0, "steps": 0.0, "able": 3.0, "failed": False} | trial
-    state = state | {"trial": cimrl.Trial(*(jnp.asarray(begun[name]) for name in cimrl.Trial._fields))}
-    whole, metrics, _, after = evaluate({"warmup": 0.4}, state=state, **BY_CHANCE)
-    without, _, _, _ = evaluate({"warmup": 0.4, "w_if": 0.0}, state=state, **BY_CHANCE)
-    assert whole - without == pytest.approx(float(metrics["l_if"]) * counted, abs=1e-5) and metrics["l_if"] > 0.01
-    assert bool(after["trial"].failed) == (not counted)
+    _, metrics, _, after = evaluate({"warmup": 0.4}, state=state | begun(**trial), **BY_CHANCE)
+    assert after["trial"].refused.tolist() == refused == [bool(metrics[f"refused_{m}"]) for m in ("left", "right")]
+    if np.any(refused) and not np.any(trial.get("refused", False)):  # those that are left are on trial from now on
+        assert float(after["trial"].steps) == 0 and after["trial"].last.tolist() == [not own for own in refused]
+
+
+def test_a_refused_modality_is_left_alone():
+    record, model, params, state, batch = make_case(**BY_CHANCE)
+    hyper = {name: jnp.float32(value) for name, value in record.hyper.items()}
+    slots = model.embed(params["model"], batch.inputs, batch.present)
+    told = record.explain(state | begun(refused=[True, False]), hyper, model, params, batch, KEY)
+    kept = {m: np.array_equal(told["edited"][m].values, slots[m].values) for m in slots}
+    assert kept == {"left": True, "right": False}
+    assert record.infer is not None and record.verdicts is not None
+    read = record.infer(state | begun(refused=[True, False]), hyper, model, params, slots)
+    assert np.ptp(read["left"]) == 0 and np.ptp(read["right"]) > 0.01  # nor are groups inferred from it
+    assert record.verdicts(state | begun(refused=[True, False]), sorted(slots))["left"][REFUSED]
 
 
 def test_the_trial_measures_how_often_edits_of_all_modalities_turn_the_prediction():
     every = {"identify": "gradient", "intervention": "gradient", "together": 1.0, "size": 1.0}
     original, _, edited = outputs(**every)
     turned = np.argmax(original.logits, -1) != np.argmax(edited.logits, -1)
-    _, _, _, after = evaluate(**every)
+    _, _, _, after = evaluate({"trust": 1.0}, **every)
     expected = np.average(turned, weights=WEIGHT)
     assert 0 < expected < 1 and float(after["trial"].turned) == pytest.approx(expected, abs=1e-6)
     assert float(after["trial"].steps) == 1
-    _, _, _, later = evaluate(state=after | {"trial": after["trial"]._replace(turned=jnp.zeros(()), steps=jnp.float32(99))}, **every)
+    _, _, _, later = evaluate({"trust": 1.0}, state=after | {"trial": after["trial"]._replace(turned=jnp.zeros(()), steps=jnp.float32(99))}, **every)
     assert float(later["trial"].turned) == pytest.approx(cimrl.MEMORY * expected, abs=1e-6)
-
-
-def test_the_head_stays_where_the_counterfactuals_were_refused():
-    record, model, params, state, _ = make_case()
-    rng = np.random.default_rng(0)
-    label, width = np.repeat([0, 1, 2], 40), model.head.get(params["model"])[0].shape[0]
-    told = Told(
-        logits=jnp.zeros((120, 3)),
-        features=jnp.asarray(np.eye(3)[label] @ rng.normal(size=(3, width)) + 0.1 * rng.normal(size=(120, width)), jnp.float32),
-        label=jnp.asarray(label),
-        group=jnp.full(120, -1),
-        inferred=jnp.full((120, 1, 3), 1 / 3),
-    )
-    enter = jax.jit(lambda state: record.stages[1].enter(state, {}, model, params, params, told))
-    for refused in (False, True):
-        after, new = enter(state | {"trial": state["trial"]._replace(failed=jnp.asarray(refused))})
-        kept = all(np.array_equal(a, b) for a, b in zip(model.head.get(new["model"]), model.head.get(params["model"]), strict=True))
-        assert kept == refused == (not bool(after["refit"]["used"]))
 
 
 @pytest.mark.parametrize("economy", [False, True])
