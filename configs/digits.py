@@ -1,8 +1,8 @@
 """Real handwritten digits whose background colour and caption tell the class in training and lie in the flipped test.
 
 Command:   python -m cimrl_jax.main --config configs/digits.py
-Cost:      8 min 20 s for erm, cimrl and the ceiling (--methods erm,cimrl) on 2 CPU cores
-Result:    worst group of test_balanced, 5 seeds: ERM 36.8 ± 2.8, CIMRL 83.6 ± 3.5, ceiling 85.3 ± 1.6 %;
+Cost:      6 min for erm, cimrl and the ceiling (--methods erm,cimrl) on 2 CPU cores
+Result:    worst group of test_balanced, 5 seeds: ERM 36.8 ± 2.8, CIMRL 83.5 ± 3.5, ceiling 85.3 ± 1.6 %;
            CIMRL closes 96 % (90 to 101) of the gap; GroupDRO, if evaluated every 50 steps, 65.3 ± 8.1
 """
 

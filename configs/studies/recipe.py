@@ -3,7 +3,7 @@
 Command:   python -m cimrl_jax.main study --config configs/studies/recipe.py
            Only CIMRL and ERM: --methods erm,cimrl; files that lie elsewhere: --runs.mmsd.data.path /where/they/lie
            Which files and weights a data set needs is said in its config; without them its column is left out and the reason told.
-Cost:      12 runs, each 20 programs of together 135 members at 5 seeds; with --methods erm,cimrl 15 members, of which `digits` takes 8 min 20 s
+Cost:      12 runs, each 20 programs of together 135 members at 5 seeds; with --methods erm,cimrl 15 members, of which `digits` takes 6 min
            and `synthetic` about 3 min on 2 CPU cores
 Result:    not yet measured as one run
 """
