@@ -47,7 +47,7 @@ def product_of_experts(*experts: Float[Array, "b c"]) -> Float[Array, "b c"]:
 def info_nce(
     anchor: Float[Array, "b d"], positive: Float[Array, "b d"], *, temperature: Float[Array, ""] | float, weight: Float[Array, " b"]
 ) -> Float[Array, " b"]:
-    """Contrast of each example with its perturbed view, against the other ORIGINALS (METHODS 1.1).
+    """Contrast of each example with its perturbed view, against the other ORIGINALS.
 
     Under jit on a mesh the batch is the global one, so the negatives are those of all devices. Rows of weight 0 are no negatives.
     """

@@ -179,7 +179,7 @@ class Model(NamedTuple):
     decide: Callable[..., Outputs]
     """(params, codes) -> Outputs."""
     perturb: Callable[[Mapping[str, Array], Key[Array, ""]], dict[str, Array]]
-    """(inputs, key) -> another view of the same examples (METHODS 1.5), on the device, same shapes and types."""
+    """(inputs, key) -> another view of the same examples, on the device, same shapes and types."""
     regions: Callable[[Mapping[str, Array]], dict[str, Array]]
     """Raw masks {m: [b, *raw shape]} -> the share of each slot that they cover {m: [b, n]} in 0..1."""
     render: Callable[[Params, Mapping[str, Array]], dict[str, Array]]

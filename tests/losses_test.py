@@ -116,7 +116,7 @@ def test_jensen_shannon_of_disjoint_rows_is_1():
 
 
 def info_nce_by_hand(anchor, positive, temperature, usable):
-    """METHODS 1.1, row by row."""
+    """The definition of InfoNCE with negatives from the originals alone, row by row."""
     z, other = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (anchor.astype(np.float64), positive.astype(np.float64)))
     rows = []
     for i in range(len(z)):

@@ -1,4 +1,4 @@
-"""An example's core and its context: pure masks of fixed shapes, made of non-negative scores of its slots (METHODS 2.2).
+"""An example's core and its context: pure masks of fixed shapes, made of non-negative scores of its slots.
 
 The core are the slots of highest score that together have a share p of all of it, but at most a share of the slots. What is not core is context.
 Two counterfactuals follow: context alone (the core replaced by the mask embedding), and core alone (the context replaced).

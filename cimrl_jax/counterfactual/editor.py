@@ -1,4 +1,4 @@
-"""Finds each example's shortcut and edits it away, modality by modality, without group labels (METHODS 1.3 and 1.4).
+"""Finds each example's shortcut and edits it away, modality by modality, without group labels.
 
 One pass: read every modality with its reference; let the reference's evidence (or the memory's, or the model's gradient) choose slots; draw for each
 example a donor that reads otherwise; make the candidate edits; measure how often each turns the reading into the donor's; use the best one.

@@ -1,4 +1,4 @@
-"""Causal effects of a prediction's paths, for any modalities and any subset of them, in logits (Niu et al. 2021, arXiv 2006.04315; METHODS 2.1).
+"""Causal effects of a prediction's paths, for any modalities and any subset of them, in logits (Niu et al. 2021, arXiv 2006.04315).
 
 Every modality m has a direct path of its own to the answer, b_m; all reach it together through the fused path k, the mediator. `outcome` is Y with
 some paths treated and the others not: an untreated path says one number c for every class, and so does a path whose modality is absent.

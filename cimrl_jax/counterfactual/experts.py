@@ -1,4 +1,4 @@
-"""A mixture of debiasing experts on one code, and its router, as pure functions of plain parameters (METHODS 2.3 and 2.5).
+"""A mixture of debiasing experts on one code, and its router, as pure functions of plain parameters.
 
 Each expert takes out another set of modalities' direct effects. They share the code and differ by a low-rank residual: `z_e = W_e (k + U_e gelu(D_e
 k))`, U_e zero at the start. All are computed for every example (there are few), so that the top-2 choice is a mask and not a dispatch. The router is

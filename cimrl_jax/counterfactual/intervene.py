@@ -1,4 +1,4 @@
-"""Counterfactual edits `x' = x + delta` of one modality's slots (METHODS 1.4). Each returns the edited values `[b, n, d]`.
+"""Counterfactual edits `x' = x + delta` of one modality's slots. Each returns the edited values `[b, n, d]`.
 
 Which edit fits depends on where the shortcut lies: in how a sentence is put, it is replaced by one that says the same otherwise; in a few words, they
 are taken out and a donor's put in; in a few other slots (a patch) their content is swapped with a donor's; in every slot (a tint, a tone) its share

@@ -1,6 +1,6 @@
 """What slots look like, in running averages over training: what misled a reader, what each conflict looks like, and which patterns it brings.
 
-All are method state: checkpointed, one per member of a sweep, and summed over devices because the batch is the global one. METHODS 1.3.
+All are method state: checkpointed, one per member of a sweep, and summed over devices because the batch is the global one.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Mirror(NamedTuple):
 def mirror(memory: Conflict) -> Mirror:
     """The reflection between each pair of classes' shortcuts, in the metric of the elements' own spread.
 
-    `along` is half the difference of the two labels' (conflicting - agreeing) means: what the reading changes WITHIN a label (METHODS 1.3). The
+    `along` is half the difference of the two labels' (conflicting - agreeing) means: what the reading changes WITHIN a label. The
     mirror stands across it in the Mahalanobis metric of the covariance S within (label, reading): `across = S^-1 along / <along, S^-1 along>`.
     Reflections in that metric keep S as it is: how elements vary for other reasons (ink against ground, light) is left alone, where a plain
     reflection would tint it.

@@ -1,6 +1,6 @@
 """How good a counterfactual is. A counterfactual counts in a loss only as far as its quality says.
 
-`flip` and `turned` judge edits that should remove a shortcut (CIMRL); `contrast` judges a split into core and context (METHODS 2.4).
+`flip` and `turned` judge edits that should remove a shortcut (CIMRL); `contrast` judges a split into core and context.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def local(chosen: Float[Array, "b n"], mask: Bool[Array, "b n"], *, most: float)
 def contrast(
     full: Float[Array, "b c"], context: Float[Array, "b c"], core: Float[Array, "b c"], share: Float[Array, " b"], *, most: Float[Array, ""] | float
 ) -> Float[Array, " b"]:
-    """`1[.05 <= share <= most] sqrt(JS(p, p_context) (1 - JS(p, p_core)))` of three rows of logits (METHODS 2.4), no gradient."""
+    """`1[.05 <= share <= most] sqrt(JS(p, p_context) (1 - JS(p, p_core)))` of three rows of logits, no gradient."""
     p, without, only = (jax.nn.softmax(x) for x in (full, context, core))
     usable = (share >= 0.05) & (share <= most)
     product = jnp.clip(jensen_shannon(p, without), 0.0, 1.0) * (1 - jnp.clip(jensen_shannon(p, only), 0.0, 1.0))

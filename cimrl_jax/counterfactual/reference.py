@@ -2,7 +2,7 @@
 
 Per slot a two-layer network, averaged over slots: it cannot combine slots, so it learns what can be read off any one of them. Trained with
 generalised cross entropy (Nam et al. 2020) it follows what is easy and leaves the examples that contradict it unfitted: those whose label it
-misreads are the ones on which the shortcut conflicts with the label. METHODS 1.3.
+misreads are the ones on which the shortcut conflicts with the label.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far a prediction rests on each slot: the scores that core and context are made of (METHODS 2.2). All are at least 0, and 0 on invalid slots.
+"""How far a prediction rests on each slot: the scores that core and context are made of. All are at least 0, and 0 on invalid slots.
 
     attention              weights of a read-out of its own (see `attend`): Model.encode hands out no attention weights
     grad_x_input           relu(<d margin/dx, x>) of the fused path

@@ -1,4 +1,4 @@
-"""Perturbed views of images, on the device: random resized crop, horizontal flip, colour jitter (METHODS 1.5)."""
+"""Perturbed views of images, on the device: random resized crop, horizontal flip, colour jitter."""
 
 from __future__ import annotations
 

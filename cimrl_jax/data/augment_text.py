@@ -1,4 +1,4 @@
-"""Perturbed views of texts, on the device, on token ids: synonym replacement, random insertion, deletion and swap (METHODS 1.5; Wei & Zou 2019, EDA).
+"""Perturbed views of texts, on the device, on token ids: synonym replacement, random insertion, deletion and swap (Wei & Zou 2019, EDA).
 
 EDA makes several new texts, each by one of the four operations, on a fixed share alpha of the words (its authors recommend 0.1, and 0.05 for small
 data sets) and at least one. Here a view is made by all four, each word by a coin of its own; an inserted word stands beside the one it comes from,

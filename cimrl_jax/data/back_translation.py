@@ -1,4 +1,4 @@
-"""A second version of every training text, translated there and back, from which perturbed views choose (METHODS 1.5; Yu et al. 2018, Xie et al.
+"""A second version of every training text, translated there and back, from which perturbed views choose (Yu et al. 2018, Xie et al.
 2020). A route says by whom, see `translators`.
 
 What is translated are the texts as the tokeniser gives them back, since a data set keeps no others: from whole words in lower case. Words in angle

@@ -1,4 +1,4 @@
-"""Perturbed views of whole examples: each modality by its kind, on the device, inside the step (METHODS 1.5)."""
+"""Perturbed views of whole examples: each modality by its kind, on the device, inside the step."""
 
 from __future__ import annotations
 

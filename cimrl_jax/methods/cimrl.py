@@ -249,7 +249,7 @@ def _conflict_weight(edit: editor.Edit, batch: Batch, size: Float[Array, ""]) ->
 
 
 def _intervene(options: Options, hyper: Hyper, original: Outputs, edited: Outputs, batch: Batch, weight: Array) -> Array:
-    """L_IF without its first term, which is L_CE's (METHODS 1.4)."""
+    """L_IF without its first term, which is L_CE's."""
     before, after = original.logits, edited.logits
     if options.kl_stop == "original":
         before = jax.lax.stop_gradient(before)

@@ -1,4 +1,4 @@
-"""The layers that CIMRL adds to a base model (METHODS 1.2): modality encoders E_m, the shared encoder E_S, and the heads f_m, f_S, f_C."""
+"""The layers that CIMRL adds to a base model: modality encoders E_m, the shared encoder E_S, and the heads f_m, f_S, f_C."""
 
 from __future__ import annotations
 

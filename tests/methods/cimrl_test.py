@@ -1,4 +1,4 @@
-"""CIMRL's loss, part by part, against transcriptions of METHODS 1; what an option removes is gone, and gradients stop where they should."""
+"""CIMRL's loss, part by part, against transcriptions of its equations; what an option removes is gone, and gradients stop where they should."""
 
 from __future__ import annotations
 
