@@ -15,8 +15,9 @@ from cimrl_jax.data import pipeline
 from cimrl_jax.data.feature_store import Stored
 from cimrl_jax.data.source import Dataset, Source
 from cimrl_jax.evaluate import attribution_alignment as alignment
-from cimrl_jax.evaluate import routing
+from cimrl_jax.evaluate import probe, routing
 from cimrl_jax.evaluate.predict import Members
+from cimrl_jax.metrics import Report
 from cimrl_jax.nn.model import bound
 from cimrl_jax.types import Batch, Feature, Method, Model, Slots, SlotSpec
 
@@ -41,7 +42,8 @@ class Examined(NamedTuple):
     """What `examine` found."""
 
     identification: list[dict[str, Any]]
-    """Each member's metrics of identification; under "all" its consistency under its edits ("edit"); its `Method.verdicts` ("verdict")."""
+    """Each member's metrics of identification; what its edits leave to be read (`probe.probe`, "probe"); under "all" its consistency under them
+    ("edit"); its `Method.verdicts` ("verdict")."""
     routing: list[dict[str, Any] | None]
     """Each member's `routing.finish` over groups ("of": "groups"), or over classes where no group is known, with the "split"; None without gates."""
     cards: list[dict[str, Any]]
@@ -60,17 +62,26 @@ def examine(own: Explained, dataset: Dataset, split: str, *, shown: int) -> Exam
         one = _measure(bare, num_groups=len(names), grouped=grouped)
         return jax.vmap(one, in_axes=(0, None, None, None))(members, _prepared(bare.model, batch), *rest)
 
-    sums: Any = None
+    members = len(next(iter(own.members.hyper.values())))
+    apart = probe.stride(model.slots, rows=len(source), members=members)
+    sums, pairs, told = None, [], []
     for number, fields in enumerate(pipeline.evaluation_batches(source, min(BATCH, len(source)))):
         batch = Batch(**fields)
-        part = measure(model.held, own.members, batch, _regions(model, source, fields["index"]), jax.random.key(number))
+        *part, pair = measure(model.held, own.members, batch, _regions(model, source, fields["index"]), jax.random.key(number))
         sums = part if sums is None else alignment.add(sums, part)
+        rows = np.flatnonzero((fields["weight"] > 0) & (fields["index"] % apart == 0))
+        pairs.append(jax.tree.map(lambda x, rows=rows: np.asarray(x)[:, rows], pair))
+        told.append([fields[name][rows] for name in ("label", "group")])
+    label, group = (np.concatenate(column) for column in zip(*told, strict=True))
+    probed = _probed(pairs, label, _attributes(dataset, group))
     identification, routed = [], []
-    for i in range(len(next(iter(own.members.hyper.values())))):
+    for i in range(members):
         found, change, gates = jax.tree.map(lambda x, i=i: np.asarray(x)[i], sums)
         report = alignment.finish(found)
         if change is not None:
             report["all"] = {"edit": alignment.consistency_report(change)}
+        for m, reports in probed.items():
+            report.setdefault(m, {})["probe"] = reports[i]
         if own.method.verdicts is not None:
             decided = own.method.verdicts(jax.tree.map(lambda x, i=i: x[i], own.members.state), sorted(model.slots))
             for place, numbers in decided.items():
@@ -91,12 +102,26 @@ def _measure(own: Explained, *, num_groups: int, grouped: bool) -> Any:
         gates, group = told.get("gates"), batch.group if grouped else batch.label
         routed = routing.count(gates, group, batch.weight, num_groups=num_groups) if gates else None
         if "edited" not in told:
-            return found, None, routed
+            return found, None, routed, None
         before = _logits(own, member, slots)
         after = _logits(own, member, told["edited"])
-        return found, alignment.consistency(before, after, batch.weight), routed
+        pair = probe.kept(slots), probe.kept(told["edited"])
+        return found, alignment.consistency(before, after, batch.weight), routed, pair
 
     return one
+
+
+def _probed(pairs: list[Any], label: Int[np.ndarray, " r"], attribute: Int[np.ndarray, " r"]) -> dict[str, list[Report]]:
+    """By modality each member's `probe.probe`; {} where nothing is edited."""
+    if pairs[0] is None:
+        return {}
+    before, after = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1), *pairs)
+    return {m: probe.probe(before[m], after[m], label, attribute) for m in before}
+
+
+def _attributes(dataset: Dataset, group: Int[np.ndarray, " r"]) -> Int[np.ndarray, " r"]:
+    """-1 where the group is unknown, or is not of a label and an attribute."""
+    return np.where(group >= 0, np.array([*dataset.group_attribute, -1])[group], -1) if dataset.group_attribute else np.full(len(group), -1)
 
 
 def _prepared(model: Model, batch: Batch) -> Batch:

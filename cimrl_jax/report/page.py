@@ -96,6 +96,7 @@ def render(results: Results, metrics_rows: Iterable[Mapping[str, Any]], gallery_
         headline=results.headline_split(),
         identification_names=names,
         identified=identified,
+        probed=tables.probe_rows(results),
         routers=routing.routing_tables(results),
         cards=cards,
         mediated=any(card.bars for card in cards),

@@ -17,6 +17,13 @@ SELECTED = "selected by"
 PAIRS = "both_right"
 NO_SHARES = ("kl", "p_value")
 """Numbers of the identification that are no share of anything."""
+PROBE = "probe"
+PROBED = ("label", "label_edited", "label_recovered", "attribute", "attribute_edited", "attribute_recovered", "edited")
+"""The numbers of `evaluate.probe`, in the order in which they are shown."""
+
+
+Identified = tuple[str, str, list[Cell | None]]
+"""(method, modality, numbers over seeds)."""
 
 
 class Row(NamedTuple):
@@ -96,16 +103,30 @@ def cost_rows(results: Results) -> list[Cost]:
     ]
 
 
-def identification_rows(results: Results) -> tuple[list[str], list[tuple[str, str, list[Cell | None]]]]:
-    """How well the chosen slots match the planted or annotated ones: the numbers' names, and (method, modality, each number over seeds)."""
+def identification_rows(results: Results) -> tuple[list[str], list[Identified]]:
+    """How well the chosen slots match the planted or annotated ones: the numbers' names, and each line's numbers in that order."""
+    found = {key: numbers for key, numbers in _identified(results).items() if not key[1].endswith(f", {PROBE}")}
+    names = list(dict.fromkeys(name for numbers in found.values() for name in numbers))
+    return names, [(method, modality, [cell_of(numbers.get(name, ())) for name in names]) for (method, modality), numbers in found.items()]
+
+
+def probe_rows(results: Results) -> list[Identified]:
+    """What can be read off each modality's originals and edits: the numbers that `PROBED` names."""
+    found = {key: numbers for key, numbers in _identified(results).items() if key[1].endswith(f", {PROBE}")}
+    return [
+        (method, place.removesuffix(f", {PROBE}"), [cell_of(numbers.get(name, ())) for name in PROBED]) for (method, place), numbers in found.items()
+    ]
+
+
+def _identified(results: Results) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """By method and place the runs' numbers of the identification."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for method in results.methods():
         for run in results.runs_of(method):
             for place, name, number in _leaves(run.get("identification") or {}):
                 if name != "n" and finite(number):
                     found.setdefault((method, place), {}).setdefault(name, []).append(float(number))
-    names = list(dict.fromkeys(name for numbers in found.values() for name in numbers))
-    return names, [(method, modality, [cell_of(numbers.get(name, ())) for name in names]) for (method, modality), numbers in found.items()]
+    return found
 
 
 def pair_rows(results: Results) -> tuple[list[str], list[tuple[str, list[Cell | None]]]]:

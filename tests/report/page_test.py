@@ -14,7 +14,7 @@ import pytest
 
 import cimrl_jax
 from cimrl_jax.errors import UserError
-from cimrl_jax.report import gallery, page
+from cimrl_jax.report import gallery, page, tables
 from cimrl_jax.report.canvas import dashes, look, name_points, new_figure, style
 from cimrl_jax.report.figures import figures
 from cimrl_jax.report.verdict import verdict
@@ -286,6 +286,18 @@ def test_the_part_of_a_groups_name_that_tells_it_apart_is_not_cut_off(sample):
 def test_a_method_of_several_modalities_is_named_once_among_what_was_identified(whole):
     section = whole[whole.index('id="identification"') : whole.index('id="gallery"')]
     assert section.count(">cimrl</th>") == 1 and 'rowspan="2"' in section and "<td>image</td>" in section and "<td>text</td>" in section
+
+
+def test_what_edits_leave_is_shown_where_it_was_measured(sample):
+    lines = sample.runs()
+    assert 'id="edits"' not in page.render(sample.results(lines), [], [])
+    for run in lines:
+        run["identification"] = {"image": {"probe": {name: k / 10 for k, name in enumerate(tables.PROBED)}}}
+    shown = page.render(sample.results(lines), [], [])
+    section = shown[shown.index('id="edits"') : shown.index('id="gallery"')]
+    assert [section.count(f">{k}0.0 ± 0.0</td>") for k in range(1, len(tables.PROBED))] == [len({run["method"] for run in lines})] * (
+        len(tables.PROBED) - 1
+    )
 
 
 def test_of_many_groups_the_hardest_are_shown(sample):

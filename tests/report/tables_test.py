@@ -116,6 +116,18 @@ def test_identification_is_averaged_by_modality_and_region(sample):
     assert others[0] is None and tables.measure(others[1], "kl") == "2.5 ± 0"
 
 
+def test_what_edits_leave_has_rows_of_its_own(sample):
+    lines = sample.runs(methods=("erm", "cimrl"), seeds=(0, 1))
+    for run, left in zip(lines[2:], (-0.2, -0.4), strict=True):
+        probe = {"label": 0.5, "attribute": None, "attribute_edited": left, "edited": 0.0, "n": 500.0}
+        run["identification"] = {"image": {"shortcut": {"recall": 1.0}, "probe": probe}, "text": {"verdict": {"edits refused": 0.0}}}
+    results = sample.results(lines)
+    [(method, modality, cells)] = tables.probe_rows(results)
+    assert (method, modality) == ("cimrl", "image") and [cell is None for cell in cells] == [False, True, True, True, False, True, False]
+    assert tables.spread(cells[tables.PROBED.index("attribute_edited")]) == "-30.0 ± 14.1"
+    assert [place for _, place, _ in tables.identification_rows(results)[1]] == ["image, shortcut", "text, verdict"]
+
+
 def test_costs_are_means_relative_to_erm(sample):
     lines = sample.runs()
     lines[0]["train"]["seconds"] = 100.0  # one of ERM's five; the others took 50
