@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import pathlib
 import shutil
+import textwrap
 from typing import Any
 
 import jax
 
 from cimrl_jax.errors import UserError
+
+SHOWN = 160
+"""Letters of orbax's own message that are shown."""
 
 
 class Checkpoints:
@@ -87,5 +91,9 @@ class Checkpoints:
             clock: Any = self._checkpointer.checkpointables_metadata(step).custom_metadata
         except Exception as error:  # orbax raises many kinds for a damaged folder
             line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"cannot read checkpoint {self._folder / str(step)}: {line}; delete that folder to go back to an earlier one") from error
+            reason = textwrap.shorten(line, SHOWN, placeholder=" ...")  # orbax may recite both trees
+            raise UserError(
+                f"cannot read checkpoint {self._folder / str(step)}: it is damaged, or of another version or model ({reason}); "
+                f"delete that folder to go back to an earlier one, or {self._folder} to train anew"
+            ) from error
         return step, tree, dict(clock or {})

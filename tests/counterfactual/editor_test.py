@@ -186,7 +186,7 @@ def test_a_sentence_is_replaced_by_one_that_says_the_same_otherwise_whatever_its
     run = jax.jit(lambda state, key: editor.edit(plan, {"only": reader}, state, HYPER, {"only": slots}, batch, key, blank={"only": jnp.zeros(6)}))
     for key in range(3):
         out, state = run(state, jax.random.key(key))
-    assert plan.candidates("only")[int(np.argmax(state["quality"]["only"] * jnp.array([2.0, 1, 1])))] == "rewrite"
+    assert plan.candidates("only")[int(np.argmax(state["quality"]["only"] * jnp.array([editor.PREFERENCE, 1, 1])))] == "rewrite"
     other = np.arange(6) ^ 1  # the same thing, asked in the other form
     np.testing.assert_array_equal(out.slots["only"].values, slots.values[other])
     np.testing.assert_array_equal(out.slots["only"].mask, slots.mask[other])

@@ -86,6 +86,13 @@ def test_one_of_another_model_is_refused(saved):
         checkpoints.restore(other)
 
 
+def test_one_of_another_version_is_refused_in_a_line_one_can_read(saved):
+    other = make_tree() | {"method": {f"part_{k}": jnp.zeros((3, 4)) for k in range(100)}}
+    with Checkpoints(saved) as checkpoints, pytest.raises(UserError, match="of another version or model .* to train anew") as caught:
+        checkpoints.restore(other)
+    assert len(str(caught.value)) < 600 and "\n" not in str(caught.value)
+
+
 def test_what_was_being_written_when_the_process_died_is_swept_away(saved):
     (saved / "8.orbax-checkpoint-tmp").mkdir()
     (saved / "8.orbax-checkpoint-tmp" / "half").write_text("x")
