@@ -2,7 +2,7 @@
 
 Command:   python -m cimrl_jax.main --config configs/mmsd.py --data.path /where/mmsd1/mmsd2/and/dmsd_cl/lie
 Cost:      about 2 min for erm and the ceiling, 1 seed, on 2 CPU cores
-Result:    5 seeds, worst group of test_balanced: ERM 61.0 ± 2.0, CIMRL 63.1 ± 1.3, ceiling 68.8 ± 2.2 %; CIMRL closes 28 % (5 to 39)
+Result:    5 seeds, worst group of test_balanced: ERM 61.0 ± 2.0, CIMRL 64.3 ± 1.0, ceiling 68.8 ± 2.2 %; CIMRL closes 42 % (35 to 51)
            of the gap; others: docs/MEDIATION.md
 """
 

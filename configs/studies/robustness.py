@@ -4,7 +4,7 @@ Command:   python -m cimrl_jax.main study --config configs/studies/robustness.py
            One plot's runs: --only correlation_80,correlation_90,correlation_95,correlation_98,correlation_99
 Cost:      18 runs on `synthetic` (5 methods and the ceiling x 5 seeds x 400 steps, about 6 min each on 2 CPU cores), 5 on `digits` (600 steps,
            about 15 min each): about 3 hours altogether
-Result:    docs/RECIPE.md, "How far it carries": ERM and CIMRL on `synthetic`; noisy labels and two shortcuts not yet measured
+Result:    docs/RECIPE.md, "How far it carries": ERM and CIMRL
 """
 
 DIGITS = {"config": "configs/digits.py", "train": {"steps": 600}}
