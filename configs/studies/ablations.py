@@ -5,7 +5,8 @@ Command:   python -m cimrl_jax.main study --config configs/studies/ablations.py
 Cost:      16 runs of ERM, CIMRL and the ceiling x 5 seeds x 600 steps (6 min each on 2 CPU cores; patches of 4 more), of which the 3 grids
            train 5 members a seed in place of one: about 3 hours altogether
 Result:    the parts (docs/RECIPE.md): without interventions 54 % of the gap on `digits` instead of 96, 9 on `synthetic`, 24 on `easy_vqa`; without
-           contrastive invariance 59 instead of 90 on `easy_vqa`; without disentanglement 2 to 3 less; weights and encoders not yet measured
+           contrastive invariance 59 instead of 90 on `easy_vqa`; without disentanglement 2 to 3 less; weights on
+           `synthetic`: flat but for that of interventions; weights on `digits` and encoders not yet measured
 """
 
 
