@@ -15,7 +15,7 @@ from torch.nn import functional
 from twin import editor, views
 from twin.model import Network, Outputs, Slots
 
-from cimrl_jax.methods.cimrl import Options
+from cimrl_jax.methods.cimrl import MEMORY, Options
 
 PERTURB = {"image": views.perturb_image, "text": views.perturb_text}
 Loss = Callable[[Mapping[str, Tensor], Tensor, Mapping[str, Any], Any], tuple[Tensor, Any, dict[str, Tensor]]]
@@ -97,10 +97,10 @@ class Cimrl(nn.Module):
         last = torch.where(new.any(), new, trial["last"])
         whole = edit.whole & warm
         steps = torch.where(new.any(), 0.0, trial["steps"]) + whole.any()
-        share = torch.where(whole.any(), (1 / steps.clamp(min=1)).clamp(min=0.05), 0.0)
+        share = torch.where(whole.any(), (1 / steps.clamp(min=1)).clamp(min=MEMORY), 0.0)
         differs = ((before.argmax(-1) != after.argmax(-1)) & whole).sum() / whole.sum().clamp(min=1)
         turned = trial["turned"] + share * (differs - trial["turned"])
-        failed = whole.any() & (steps >= max(self.options.warmup * self.steps, 20)) & (turned > self.options.trust)
+        failed = whole.any() & (steps >= max(self.options.warmup * self.steps, 1 / MEMORY)) & (turned > self.options.trust)
         refused, known = trial["refused"] | (last & failed), trial["known"] | edit.able
         last = torch.where(failed, known & ~refused, last)
         return {"turned": turned, "steps": torch.where(failed, 0.0, steps), "known": known, "last": last, "refused": refused}

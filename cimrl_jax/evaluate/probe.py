@@ -2,7 +2,8 @@
 
 A probe is a fresh reader of the kind that finds shortcuts (counterfactual/reference.py), trained with plain cross entropy on half of the examples
 and asked about the other half. It reads slots, before the model's encoders, so it judges the edits and not what the model makes of them. Attributes
-serve as an answer sheet only: nothing that is trained or selected sees a probe.
+serve as an answer sheet only: nothing that is trained or selected sees a probe. Where the attribute of a split goes with its label, each is read off
+the other; `test_balanced` is the split where it does not.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from cimrl_jax.evaluate import probe
+from cimrl_jax.report import tables
 from cimrl_jax.types import Slots, SlotSpec
 
 ROWS, CLASSES = 600, 3
@@ -54,6 +55,7 @@ def test_an_edit_that_shows():
 
 def test_nothing_edited():
     found = read(slots(LABEL, ATTRIBUTE))
+    assert found.keys() == {*tables.PROBED, "n"}  # what the report shows is what is measured
     assert found["attribute_edited"] == pytest.approx(1, abs=0.02) and found["edited"] == pytest.approx(0, abs=0.12)
 
 
