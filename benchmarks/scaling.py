@@ -194,8 +194,8 @@ def compile_chunk(own: loop.Program) -> Compiled:
     step = fused.make_step(own.model, own.method.stages[0], optimizer, augment=own.augment)
     chunk = fused.make_chunk(step, fused.resident, together=own.together)
     data = feed(0, 1)
-    lowered = jax.jit(chunk, donate_argnums=0, out_shardings=(where, everywhere)).lower(shapes, data, jnp.int32(1))
-    return Compiled(lowered.compile(compiler_options=compiler.options()), lambda: members(seeds, hyper), data)
+    traced = jax.jit(chunk, donate_argnums=0, out_shardings=(where, everywhere)).trace(shapes, data, jnp.int32(1))
+    return Compiled(compiler.compiled(traced), lambda: members(seeds, hyper), data)
 
 
 class Side(NamedTuple):

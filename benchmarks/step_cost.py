@@ -58,8 +58,8 @@ class Step(NamedTuple):
     traced: list[int]
     """Grows with every trace of the loss."""
 
-    def lowered(self) -> Any:
-        return self.function.lower(self.state, self.batches[0])
+    def trace(self) -> Any:
+        return self.function.trace(self.state, self.batches[0])
 
 
 def make(program: loop.Program, stage: int) -> Step:
@@ -89,7 +89,7 @@ def place(program: loop.Program, stage: int) -> tuple[str, float]:
 
 def count(config: Config) -> list[dict[str, Any]]:
     """One record per stage: the operations of a step as written."""
-    sides = [(place(*own), make(*own).lowered().cost_analysis()["flops"]) for own in stages(config)]
+    sides = [(place(*own), make(*own).trace().lower().cost_analysis()["flops"]) for own in stages(config)]
     found = {"environment": environment()}
     return [
         {"name": f"step_cost/{name}", "share_of_steps": share, "written_flops_ratio": flops / sides[0][1], "written_flops": flops, **found}
@@ -111,14 +111,14 @@ def stages(config: Config) -> list[tuple[loop.Program, int]]:
 def prepare(program: loop.Program, stage: int) -> Side:
     """Compiles one step of one member."""
     step = make(program, stage)
-    lowered, state, batch = step.lowered(), step.state, step.batches[0]
+    traced, state, batch = step.trace(), step.state, step.batches[0]
     began = time.perf_counter()
-    compiled = lowered.compile(compiler_options=compiler.options())
+    compiled = compiler.compiled(traced)
     seconds = time.perf_counter() - began
     feed = dataclasses.replace(program, seeds=(0,)).feed()(0, program.chunk)
     members = jax.tree.map(lambda x: x[None], state)
-    chunk = jax.jit(fused.make_chunk(step.function, fused.resident), donate_argnums=0).lower(members, feed, jnp.int32(1))
-    steps = chunk.compile(compiler_options=compiler.options())
+    chunk = jax.jit(fused.make_chunk(step.function, fused.resident), donate_argnums=0).trace(members, feed, jnp.int32(1))
+    steps = compiler.compiled(chunk)
 
     def run() -> tuple[float, float]:
         nonlocal members

@@ -118,7 +118,7 @@ def _ours_call(method: str, size: Size) -> Callable[[int], float]:
     side, data = ours(method, size), jax.tree.map(lambda x: x[None], next(batches(size)))
     chunk = fused.make_chunk(side.step, lambda data, k: data)
     state = jax.tree.map(lambda x: jnp.copy(x)[None], side.state)
-    compiled = jax.jit(chunk, donate_argnums=0).lower(state, data, jnp.int32(1)).compile(compiler_options=compiler.options())
+    compiled = compiler.compiled(jax.jit(chunk, donate_argnums=0).trace(state, data, jnp.int32(1)))
     del side
 
     def run(steps: int) -> float:

@@ -295,8 +295,7 @@ def compile_chunk(program: Program, stage: int, states: TrainState, feed: Feed) 
             fetch = fused.resident if feed.resident else fused.streamed
             return fused.make_chunk(step, fetch, together=together, prepare=prepare)(states, data, count)
 
-        lowered = jax.jit(chunk, donate_argnums=0, out_shardings=(where, everywhere)).lower(states, data, jnp.int32(1), held)
-        return lowered.compile(compiler_options=compiler.options())
+        return compiler.compiled(jax.jit(chunk, donate_argnums=0, out_shardings=(where, everywhere)).trace(states, data, jnp.int32(1), held))
 
     if _apart(program):
         executable = build(member(states, 0), feed.member(feed(0, 1), 0), 0)
