@@ -22,9 +22,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES", "none")
 # Tiny programs run for milliseconds and compile for seconds: three times as fast with little optimisation.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# The newer of XLA's two ways to write a fusion's code takes twice as long to do it.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false".strip()
-# A trace makes millions of objects that live on in caches: looking through them every 700 takes a tenth of the time.
+# A trace makes millions of objects that live on in caches: looking through them every 700 takes up to a tenth of the time.
 gc.set_threshold(50_000, 20, 50)
 
 MAPPINGS = pathlib.Path("/proc/self/maps")

@@ -103,14 +103,10 @@ def test_it_is_a_record_whose_floats_are_all_traced(name):
     assert dict(record.hyper) == {name: value for name in traced if isinstance(value := getattr(defaults, name), float)}
 
 
-@pytest.fixture(scope="module")
-def shown():
-    return help_text.render().splitlines()
-
-
-def test_every_option_is_documented_and_shown_by_help(name, shown):
+def test_every_option_is_documented_and_shown_by_help(name):
     module = importlib.import_module(f"cimrl_jax.methods.{name}")
     assert (module.__doc__ or "").strip() and (module.build.__doc__ or "").strip()
+    shown = help_text.render(name).splitlines()
     for field in dataclasses.fields(module.Options):
         [at] = [i for i, line in enumerate(shown) if f"{line.strip()} ".startswith(f"--method.{name}.{field.name} ")]  # a long type stands below
         assert len(shown[at + 1].strip()) > 5 and not shown[at + 1].strip().startswith("--")

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 
 
 def cost(compiled: Any) -> dict[str, float | None]:
@@ -41,14 +42,10 @@ def _products(jaxpr: Any) -> float:
         elif name == "conv_general_dilated":
             kernel, numbers = equation.invars[1].aval, options["dimension_numbers"]
             total += 2.0 * equation.outvars[0].aval.size * kernel.size / kernel.shape[numbers.rhs_spec[0]]
-        inner = [_products(getattr(own, "jaxpr", own)) for own in jax.tree.leaves(list(options.values()), is_leaf=_is_jaxpr) if _is_jaxpr(own)]
+        inner = [_products(own) for own in jaxprs_in_params(options)]
         if inner:
             total += max(inner) if name == "cond" else sum(inner) * options.get("length", 1) if name == "scan" else sum(inner)
     return total
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
 
 
 def _asked(question: Callable[[], Any]) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.extend.core import jaxprs_in_params
 
 _LIBRARY = "xla_cpu_experimental_ynn_fusion_type"
 """Which operations are handed to the library YNNPACK."""
@@ -18,13 +19,15 @@ _ON_CPU: dict[str, str | bool] = {
     # (benchmarks/NOTES.md).
     "xla_cpu_multi_thread_eigen": False,
 }
+# Measured: of these sides, and of no others among some fifty tried, LLVM makes no end: 16 to 18 rows, 16 or 17 contracted, 12 to 14 columns.
+# With room to spare: at most so long, and not all of them whole vectors.
 _SMALL = 32
 _LANES = 8
 
 
 def compiled(traced: jax.stages.Traced) -> jax.stages.Compiled:
     """`jax.jit(f).trace(...)`, compiled with what suits this backend, this version of XLA and these products; numbers change by rounding only."""
-    return traced.lower().compile(compiler_options=options(traced.jaxpr))
+    return traced.lower().compile(compiler_options=options(traced.jaxpr.jaxpr))
 
 
 def options(jaxpr: Any = None) -> dict[str, str | bool]:
@@ -55,17 +58,12 @@ def _known(option: dict[str, str | bool]) -> bool:
 
 def _products(jaxpr: Any) -> Iterator[tuple[int, int, int]]:
     """(rows, contracted, columns) of every matrix product, whatever it is batched over."""
-    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+    for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             (contracted, _), (batch, _) = equation.params["dimension_numbers"]
             left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.size
-            inner, outer = (math.prod(left[axis] for axis in axes) for axes in (contracted, batch))
-            rows = math.prod(left) // max(inner * outer, 1)
-            yield rows, inner, out // max(rows * outer, 1)
-        for own in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_jaxpr):
-            if _is_jaxpr(own):
-                yield from _products(own)
-
-
-def _is_jaxpr(value: Any) -> bool:
-    return hasattr(value, "eqns") or hasattr(value, "jaxpr")
+            depth, batches = (math.prod(left[axis] for axis in axes) for axes in (contracted, batch))
+            rows = math.prod(left) // max(depth * batches, 1)
+            yield rows, depth, out // max(rows * batches, 1)
+        for inner in jaxprs_in_params(equation.params):
+            yield from _products(inner)
