@@ -34,25 +34,18 @@ def make_case(**options):
     return record, model, params, state | {"step": jnp.float32(5)}, tiny.batch(own, slice(ROWS), weight=WEIGHT)
 
 
-@functools.cache
-def compiled(**options):
-    record, model, params, state, batch = make_case(**options)
-
-    loss = record.stages[0].loss
-    assert loss is not None
-
-    @jax.jit
-    def run(hyper, params, state, batch):
-        return jax.value_and_grad(lambda p: loss(state, hyper, model, p, batch, KEY), has_aux=True)(params)
-
-    return run
-
-
 def evaluate(hyper=None, params=None, state=None, batch=None, **options):
     """(loss, metrics, gradient, new state)."""
-    record, _, own, before, rows = make_case(**options)
+    record, model, own, before, rows = make_case(**options)
     numbers = {name: jnp.float32(value) for name, value in {**record.hyper, **(hyper or {})}.items()}
-    (loss, (after, metrics)), gradient = compiled(**options)(numbers, params or own, state or before, batch or rows)
+    of_stage = record.stages[0].loss
+    assert of_stage is not None
+
+    def of(params):
+        return of_stage(state or before, numbers, model, params, batch or rows, KEY)
+
+    # Not compiled: a variant is called a few times, and the operations are those of the others.
+    (loss, (after, metrics)), gradient = jax.value_and_grad(of, has_aux=True)(params or own)
     return float(loss), metrics, gradient, after
 
 

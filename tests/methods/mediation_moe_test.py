@@ -30,7 +30,7 @@ def spec(**options):
 
 @functools.cache
 def method(**options):
-    """(record, its jitted loss and gradient, its jitted explanation): compiled once for all tests."""
+    """(record, its loss and gradient, its explanation). Not compiled: a variant is called a few times, and the operations are those of the others."""
     record = tiny.method("mediation_moe", hidden=4, rank=1, **options)
     of_stage = record.stages[0].loss
     assert of_stage is not None
@@ -41,7 +41,7 @@ def method(**options):
     def explain(params, state, hyper, batch):
         return record.explain(state, hyper, MODEL, params, batch, jax.random.key(0))
 
-    return record, jax.jit(jax.value_and_grad(loss, has_aux=True)), jax.jit(explain)
+    return record, jax.value_and_grad(loss, has_aux=True), explain
 
 
 def make_case(**options):
@@ -148,8 +148,7 @@ def test_the_running_average_follows_the_joint_expert():
 def test_the_modes_agree_with_one_another(fusion):
     options, state, hyper, params, batch = make_case(fusion=fusion)
     record, (slots, codes) = method(**options)[0], seen(params, batch)
-    all_modes = jax.jit(lambda *given: {mode: own(state, hyper, MODEL, *given) for mode, own in record.modes.items()})
-    said = {mode: np.asarray(x) for mode, x in all_modes(params, slots, codes).items()}
+    said = {mode: np.asarray(own(state, hyper, MODEL, params, slots, codes)) for mode, own in record.modes.items()}
     assert set(said) == set(mediation_moe.MODES) and record.predict is record.modes["joint"]
     z = np.asarray(experts.apply(params["method"]["experts"], codes["shared"]))
     shift = np.ptp(said["tie"] - said["joint"], axis=1)
@@ -374,7 +373,7 @@ def test_four_modalities_have_six_experts():
     both = {"model": model.init(jax.random.key(0)), "method": params}
     of_stage = record.stages[0].loss
     assert of_stage is not None
-    loss, (_, figures) = jax.jit(lambda p: of_stage(state, hyper, model, p, tiny.batch(own), jax.random.key(0)))(both)
+    loss, (_, figures) = of_stage(state, hyper, model, both, tiny.batch(own), jax.random.key(0))
     assert np.isfinite(loss) and [name for name in sorted(figures) if name.startswith("gate_")] == [
         "gate_a", "gate_a+b+c+d", "gate_b", "gate_c", "gate_d", "gate_none"
     ]  # fmt: skip
