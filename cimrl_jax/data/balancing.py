@@ -14,7 +14,7 @@ from cimrl_jax.data.listing import Listing, Options, examine
 def add(listing: Listing, options: Options) -> Listing:
     """The listing with two more splits, each only where every label comes with every attribute in the split that it is drawn from.
 
-    train_randomised: training rows drawn again, some several times, until each label has all attributes equally often (to within one).
+    train_randomised: every training row at least once and some several times, so that each label has all attributes equally often (to within one).
     test_balanced: test rows left out until each label has all attributes equally often; not made where the attribute says nothing in test already.
 
     Rows that cannot be used are not drawn, so that both keep their promise when such rows are skipped.
@@ -32,10 +32,7 @@ def add(listing: Listing, options: Options) -> Listing:
         counts = np.bincount(values * label + attribute, minlength=classes * values).reshape(classes, values)
         rng = planting.generator(options.data_seed, name)
         if counts.min() > 0 and base == "train":
-            want = np.empty_like(attribute)
-            for klass in range(classes):
-                want[label == klass] = np.resize(rng.permutation(values), int((label == klass).sum()))
-            splits[name] = rows[resampling.matching((label, attribute), (label, want), rng, where=f"{name} of {listing.name!r}", repeat=True)]
+            splits[name] = rows[resampling.randomised(label, attribute, values, rng, where=f"{name} of {listing.name!r}")]
         elif counts.min() > 0 and (counts * counts.sum() != np.outer(counts.sum(1), counts.sum(0))).any():
             splits[name] = np.sort(rows[_equal(label, attribute, counts.min(1), rng)])
     return dataclasses.replace(listing, splits=splits)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from jaxtyping import Float, Int
 
+from cimrl_jax.data import planting
 from cimrl_jax.errors import UserError
 
 
@@ -41,6 +44,22 @@ def matching(
             raise UserError(f"{where} needs {len(places)} examples of label, attribute = {values}, but there are only {len(pool)}; ask for fewer")
         rows[places] = np.resize(pool, len(places))
     return rows
+
+
+def randomised(
+    label: Int[np.ndarray, " n"], attribute: Int[np.ndarray, " n"], values: int, rng: np.random.Generator, *, where: str
+) -> Int[np.ndarray, " k"]:
+    """Rows of which each label has all attributes equally often (to within one): as many copies of all rows as leave none of them out, for where an
+    attribute is rare its few rows would else be nearly all that there is. Copies of the others are as rare as can be.
+
+    Args:
+      attribute: in 0..values-1, each with every label.
+      where: what is being made, for messages.
+    """
+    counts = np.bincount(values * label + attribute, minlength=values * (label.max() + 1)).reshape(-1, values)
+    copies = math.ceil((values * counts.max(1) / counts.sum(1)).max())
+    wanted = np.tile(label, copies)
+    return matching((label, attribute), (wanted, planting.attributes(wanted, values, None, rng)), rng, where=where, repeat=True)
 
 
 def with_shares(

@@ -40,17 +40,19 @@ def _counts(listing: Listing, name: str) -> list[int]:
 def test_both_splits_have_the_counts_that_they_promise():
     listing = balancing.add(_listing([7, 1, 2, 8, 3, 3], [5, 2, 1, 4, 3, 3]), Options())
     randomised = np.array(_counts(listing, "train_randomised")).reshape(3, 2)
-    assert randomised.sum(1).tolist() == [8, 10, 6] and np.ptp(randomised, axis=1).max() <= 1
+    assert randomised.sum(1).tolist() == [16, 20, 12] and np.ptp(randomised, axis=1).max() <= 1  # twice as many, for 7 of 8 are of one attribute
     assert _counts(listing, "test_balanced") == [2, 2, 1, 1, 3, 3]
     assert len(set(listing.splits["test_balanced"].tolist())) == 12
     for name, base in (("train_randomised", "train"), ("test_balanced", "test")):
         assert set(listing.splits[name].tolist()) <= set(listing.splits[base].tolist())
+    assert set(listing.splits["train_randomised"].tolist()) == set(listing.splits["train"].tolist())
 
 
 def test_rows_are_drawn_again_as_rarely_as_can_be():
     rows = balancing.add(_listing([7, 2, 1, 1, 1, 1], [1] * 6), Options()).splits["train_randomised"]
     used = np.bincount(rows, minlength=9)
-    assert used[:7].max() == 1 and np.ptp(used[7:9]) <= 1
+    assert used[:9].sum() == 18 and used.min() == 1
+    assert np.ptp(used[:7]) <= 1 and np.ptp(used[7:9]) <= 1
 
 
 def test_the_seed_draws_them():

@@ -96,7 +96,7 @@ def test_balanced_and_randomised_rows(folder):
     dataset = _build(folder, text="none")
     assert set(dataset.features) == {"image"}
     assert group_counts(dataset.split("train"), 4) == (10, 10, 18, 2)
-    assert group_counts(dataset.split("train_randomised"), 4) == (10, 10, 10, 10)
+    assert group_counts(dataset.split("train_randomised"), 4) == (20, 20, 20, 20)
     assert group_counts(dataset.split("test"), 4) == (3, 2, 5, 0) and "test_balanced" not in dataset.splits  # no blond man there
     eyes = _build(folder, target="Eyeglasses", attribute="Blond_Hair", text="none")
     assert group_counts(eyes.split("test"), 4) == (4, 3, 1, 2) and group_counts(eyes.split("test_balanced"), 4) == (3, 3, 1, 1)

@@ -123,7 +123,7 @@ def test_labels_views_and_splits_are_the_official_ones(folder):
 
 def test_balanced_splits_leave_the_view_nothing_to_tell(folder):
     dataset = _build(folder)
-    assert _counts(dataset, "train_randomised") == [10] * 4 and _counts(dataset, "test_balanced") == [1] * 4
+    assert _counts(dataset, "train_randomised") == [20] * 4 and _counts(dataset, "test_balanced") == [1] * 4
 
 
 def test_findings_and_impression_are_in_no_text(folder):
@@ -243,7 +243,7 @@ def test_bad_rows_are_named_or_left_out(copy, name, old, new, message):
     assert "\n" not in str(error.value)
     dataset = _build(copy, on_bad_row="skip")
     assert len(dataset.split("train")) == 39 and len(dataset.skipped) == 1
-    assert _counts(dataset, "train_randomised")[0] + _counts(dataset, "train_randomised")[1] in (19, 20)
+    assert _counts(dataset, "train_randomised")[0] + _counts(dataset, "train_randomised")[1] in (38, 40)
 
 
 def test_an_unknown_finding_is_refused(folder):

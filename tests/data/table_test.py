@@ -300,8 +300,8 @@ def test_balanced_splits_make_the_attribute_say_nothing(tmp_path, classes):
     counts = {name: np.bincount(found.group[own], minlength=2 * classes).reshape(classes, 2) for name, own in found.splits.items()}
     for name in ("train_randomised", "test_balanced"):
         assert np.ptp(counts[name], 1).max() <= (name == "train_randomised") and counts[name].min() > 0
-    assert (counts["train_randomised"].sum(1) == counts["train"].sum(1)).all()
-    assert set(found.splits["train_randomised"]) <= set(found.splits["train"]) and set(found.splits["test_balanced"]) <= set(found.splits["test"])
+    assert (counts["train_randomised"].sum(1) == 2 * counts["train"].sum(1)).all()
+    assert set(found.splits["train_randomised"]) == set(found.splits["train"]) and set(found.splits["test_balanced"]) <= set(found.splits["test"])
     assert np.ptp(counts["train"], 1).min() > 1
     whole = read(written(tmp_path, [row | {"place": row["y"]} for row in rows]), **TEXTS, attribute_columns=("place",))
     assert set(whole.splits) == {"train", "validation", "test"}

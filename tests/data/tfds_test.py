@@ -125,7 +125,7 @@ def test_groups_are_label_times_attributes_and_independent_in_the_splits_made(fo
     train = dataset.splits["train"]
     assert train.group.tolist() == [2 * example["label"] + example["where"]["place"] for example in oracle["train"]]
     counts = {name: np.bincount(source.group, minlength=4).reshape(2, 2) for name, source in dataset.splits.items()}
-    assert counts["train"].tolist() == [[18, 6], [6, 18]] and counts["train_randomised"].tolist() == [[12, 12], [12, 12]]
+    assert counts["train"].tolist() == [[18, 6], [6, 18]] and counts["train_randomised"].tolist() == [[24, 24], [24, 24]]
     test = counts["test"]
     assert (test[0] == test[1]).all() and "test_balanced" not in counts  # there it says nothing already
     turned = _build(folder, train="test", test="train", **PLACE).splits
@@ -191,7 +191,7 @@ def test_rows_without_a_class_are_refused_or_left_out(folder):
         _build(folder, train="train+validation", validation="unlabelled")
     dataset = _build(folder, train="train+unlabelled", on_bad_row="skip", **PLACE)
     assert len(dataset.splits["train"]) == 48 and len(dataset.skipped) == 8
-    assert np.bincount(dataset.splits["train_randomised"].group).tolist() == [12, 12, 12, 12]
+    assert np.bincount(dataset.splits["train_randomised"].group).tolist() == [24, 24, 24, 24]
 
 
 @pytest.mark.parametrize(("lazy", "rate", "option"), [(False, "8000", 0), (False, None, 8000), (True, "8000", 0)])

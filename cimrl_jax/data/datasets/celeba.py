@@ -10,7 +10,7 @@ Optional beside them, from Multi-Modal-CelebA-HQ (Xia et al. 2021), ten captions
   CelebA-HQ-to-CelebA-mapping.txt   idx, orig_idx, orig_file: which of CelebA's pictures that is.
 
 Groups are target x attribute; words that name the attribute (of Male: she, his, woman, ...) are the text's shortcut. Splits are the official ones.
-train_randomised draws training rows again, some many times, until the attribute says nothing; test_balanced leaves test rows out for that.
+train_randomised has every training row, some many times, so that the attribute says nothing; test_balanced leaves test rows out for that.
 """
 
 from __future__ import annotations

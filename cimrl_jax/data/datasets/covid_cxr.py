@@ -8,7 +8,7 @@
 
 Used are X-rays from the front, AP (also lying) or PA, of patients whose finding is known; `notes` counts what was left out. Groups are label x view.
 There is no official split: patients are dealt to folds, alike in label and view, and one fold is the test, the next the validation.
-train_randomised draws training rows again, some several times, until the view is independent of the label.
+train_randomised has every training row at least once, and some several times, so that the view is independent of the label.
 """
 
 from __future__ import annotations
@@ -93,8 +93,7 @@ def build(options: Options, *, path: pathlib.Path | None = None, expected: Mappi
             raise UserError(f"{WHERE}: {name} has no example of one class with fold {options.fold} of {options.folds}; choose fewer folds")
     rng = planting.generator(options.data_seed, "randomised")
     if len(set(zip(label[train].tolist(), view[train].tolist(), strict=True))) == 4:
-        want = (label[train], planting.attributes(label[train], 2, None, rng))
-        chosen["train_randomised"] = train[resampling.matching((label[train], view[train]), want, rng, where=WHERE, repeat=True)]
+        chosen["train_randomised"] = train[resampling.randomised(label[train], view[train], len(VIEWS), rng, where=WHERE)]
 
     of_image, of_text = ((expected or {}).get(m) for m in ("image", "text"))
     feature = pictures.as_expected(Feature("image", (options.size, options.size, options.channels), "uint8", flip=False), of_image)

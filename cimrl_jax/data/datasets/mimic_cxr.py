@@ -8,7 +8,7 @@
 
 The text are those sections of the report that were written before anyone looked at the picture; findings and impression tell the label. Used are
 pictures from the front, AP or PA, whose label and attribute are known; `notes` counts the others. Groups are label x attribute, splits the official
-ones. Besides, train_randomised are training rows drawn again, and test_balanced test rows left out, until the attribute says nothing.
+ones. Besides, train_randomised has every training row, some many times, and test_balanced leaves test rows out, so that the attribute says nothing.
 """
 
 from __future__ import annotations

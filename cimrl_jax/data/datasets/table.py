@@ -9,8 +9,8 @@ the values of group_column, and unknown where a cell is empty.
 
 Splits are what split_column says: train (or training, 0), validation (or val, valid, dev, 1), test (or testing, 2). Without it, and for validation or
 test if no row says them, rows are drawn, alike in label and group; with split_by all rows of a patient, say, are in one split. With attributes there
-are also train_randomised (training rows drawn again until the attribute says nothing) and test_balanced (test rows left out until it says nothing),
-if every label comes with every attribute.
+are also train_randomised (every training row, some many times, so that the attribute says nothing) and test_balanced (test rows left out to that
+end), if every label comes with every attribute.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ dataset_info.json. It must have been prepared as ArrayRecord files, by `--data.d
 Features are named as TFDS names them, those inside others with a /, such as attributes/Male. The modality of a picture, text or recording has its
 feature's name, with _ for /; the numbers together are the modality "numbers". Classes are those of the label's feature.
 
-Groups are label x attributes, or what `group_feature` says. With attributes there are also train_randomised (training rows drawn again until the
-attributes are independent of the label) and test_balanced (test rows left out until all groups have as many), if there are rows of every group.
+Groups are label x attributes, or what `group_feature` says. With attributes there are also train_randomised (every training row, some many
+times, so that the attributes are independent of the label) and test_balanced (test rows left out until all groups have as many), if every group
+has rows.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ Optional beside them, from CUB-200-2011 (Wah et al. 2011):
 
 The text is the species (which tells the label: every species is a landbird or a waterbird) or a caption, and the background's name, which is the
 spurious text. Groups are label x background. Splits are the official ones. In the official test the background says nothing, so that there is a
-test_balanced only where rows are missing; train_randomised draws training rows again, some many times, until the background says nothing.
+test_balanced only where rows are missing; train_randomised has every training row, some many times, so that the background says nothing.
 """
 
 from __future__ import annotations
