@@ -6,7 +6,7 @@ Command:   python -m cimrl_jax.main study --config configs/studies/recipe.py
 Cost:      12 runs, each 20 programs of together 135 members at 5 seeds; with --methods erm,cimrl 15 members, all 12 in about 90 min on 2 CPU cores
            beside other work
 Result:    with --methods erm,cimrl, share of the gap closed: synthetic 101 %, its XOR 95, digits 99, textures 90, easy_vqa 86, digits_av 71, mmsd 34;
-           covid_cxr COVIDSHARE (README.md, docs/RECIPE.md). All methods: not yet measured as one run
+           covid_cxr not clear (README.md, docs/RECIPE.md). All methods: not yet measured as one run
 """
 
 ALL = "configs/studies/baselines.py"
