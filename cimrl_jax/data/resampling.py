@@ -49,8 +49,9 @@ def matching(
 def randomised(
     label: Int[np.ndarray, " n"], attribute: Int[np.ndarray, " n"], values: int, rng: np.random.Generator, *, where: str
 ) -> Int[np.ndarray, " k"]:
-    """Rows of which each label has all attributes equally often (to within one): as many copies of all rows as leave none of them out, for where an
-    attribute is rare its few rows would else be nearly all that there is. Copies of the others are as rare as can be.
+    """Rows of which each label has all attributes equally often (to within one), none left out and the labels in the same proportions. They are some
+    times as many: in as many as there were, half of a kind that is nearly all of its label would be lost. Rows of one kind are equally frequent (to
+    within one).
 
     Args:
       attribute: in 0..values-1, each with every label.

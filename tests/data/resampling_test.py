@@ -40,6 +40,21 @@ def test_what_is_matched_is_what_was_wanted(pairs, seed):
     assert (have[rows] == want).all() and len(set(rows)) == len(rows)
 
 
+@pytest.mark.parametrize("counts", [[[7, 1], [2, 8]], [[3, 3], [3, 3]], [[50, 1, 1], [1, 30, 2]], [[5, 4], [1, 1], [2, 9]]])
+def test_randomised_rows_say_nothing_and_leave_none_out(counts):
+    label, attribute = (
+        np.concatenate([np.full(n, (klass, value)[axis]) for klass, own in enumerate(counts) for value, n in enumerate(own)]) for axis in (0, 1)
+    )
+    values = len(counts[0])
+    rows = resampling.randomised(label, attribute, values, np.random.default_rng(0), where="it")
+    found = np.bincount(values * label[rows] + attribute[rows]).reshape(-1, values)
+    copies, left = divmod(len(rows), len(label))
+    assert left == 0 and (found.sum(1) == copies * np.bincount(label)).all() and np.ptp(found, axis=1).max() <= 1
+    used = np.bincount(rows, minlength=len(label))
+    assert used.min() >= 1 and all(np.ptp(used[(label == klass) & (attribute == value)]) <= 1 for klass in set(label) for value in range(values))
+    assert (copies - 1) * len(label) < (values * np.max(counts, 1) / np.sum(counts, 1)).max() * len(label)  # no more than needed
+
+
 def test_rows_are_repeated_only_when_asked_for_and_evenly():
     have, want = (np.array([0, 0, 0, 1]),), (np.array([0] * 7 + [1]),)
     rng = np.random.default_rng(0)
