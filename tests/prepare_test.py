@@ -60,8 +60,8 @@ def test_a_table_is_prepared_shown_and_read_back(table, tmp_path, capsys):
     told = capsys.readouterr().out
     folder = tmp_path / "my data" / "t.csv.prepared"
     assert f"train on it with:\n  python -m cimrl_jax.main --config {table} --data.path '{folder}'\n" in told
-    assert re.search(r"^rows +8 +8 +8 +8 +4$", told, re.MULTILINE) and "no bad row" in told
-    assert re.search(r"^group label=bird, attribute=land +3 +3 +3 +2 +1$", told, re.MULTILINE), told
+    assert re.search(r"^rows +8 +8 +8 +16 +4$", told, re.MULTILINE) and "no bad row" in told
+    assert re.search(r"^group label=bird, attribute=land +3 +3 +3 +4 +1$", told, re.MULTILINE), told
     assert_same(prepared.read(folder), official(load(table)))
     assert prepare(table) == 0
     assert "prepared already, and whole" in capsys.readouterr().out
@@ -107,7 +107,7 @@ def test_bad_rows_are_shown_listed_and_refused_or_left_out(table, tmp_path, caps
     assert prepare(table, "--to", str(folder), "--data.on-bad-row", "skip") == 0
     found = prepared.read(folder)
     assert [line.split(":")[0] for line in found.skipped] == ["t.csv, line 2", "t.csv, line 5", "t.csv, line 14"]
-    counts = {"train": 6, "validation": 7, "test": 8, "train_randomised": 6, "test_balanced": 4}
+    counts = {"train": 6, "validation": 7, "test": 8, "train_randomised": 13, "test_balanced": 4}
     assert {name: len(source) for name, source in found.splits.items()} == counts
     with pytest.raises(UserError, match="data.on_bad_row: is 'fail', but .*out was prepared with 'skip'"):
         load(table, {"data.path": str(folder), "data.on_bad_row": "fail"})

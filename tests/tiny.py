@@ -221,7 +221,7 @@ def reader(own: loop.Program) -> Any:
             columns = [inferred[m] for m in sorted(inferred)]
             return out, own.model.head.features(codes), jnp.stack(columns, 1) if columns else jnp.zeros((len(out), 0, out.shape[-1]))
 
-        logits, features, inferred = jax.vmap(one)(states.params, states.method)  # its operations are those of every other method's model
+        logits, features, inferred = jax.jit(jax.vmap(one))(states.params, states.method)
         known = own.method.needs_groups if split == "train" else own.method.needs_validation_groups
         group = batch_of.group if known else jnp.full_like(batch_of.group, -1)
         return Told(logits, features if split == "validation" else features[..., :0], batch_of.label, group, inferred)
